@@ -1,0 +1,469 @@
+"""The policy π(y|x): an encoder-decoder transformer, its key-value cache, sampling, beam search.
+
+The paper's model ("Attention is all you need", with layer norms moved to the front of each block),
+small enough to read in one sitting and fast enough to draw the millions of samples that ReST needs.
+What makes sampling cheap is the shape of the problem: every row of a batch stands at the same
+target position, so nothing is padded on the left; a source is encoded once, and its N samples are
+N more queries against the same cross-attention keys, which are never copied.
+
+    model = Transformer(Config(vocab_size=4000))
+    logits = model(src, tgt)                           # (B, T, V), for training
+    out = sample(model, src, n_samples=8, temperature=0.8)
+    best = beam_search(model, src, beam=5)
+
+Letters: B sources, N samples per source, S source length, T target length, D width, H heads,
+V vocabulary. Left out on purpose: relative positions, mixture of experts, quantisation, and
+speculative decoding; none of them is needed to understand ReST.
+"""
+
+import math
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+PAD, BOS, EOS = 0, 1, 2
+
+
+@dataclass
+class Config:
+    """Size of a Transformer. Sources and targets share one vocabulary, ids 0-2 being special."""
+
+    vocab_size: int
+    d_model: int = 128  # width D of every hidden state
+    n_heads: int = 4  # attention heads H, each of width D / H
+    n_encoder_layers: int = 3
+    n_decoder_layers: int = 3
+    d_ff: int = 512  # hidden width of the feed-forward blocks
+    dropout: float = 0.1
+    max_len: int = 128  # longest source, and longest target, in tokens
+
+    def __post_init__(self):
+        if self.d_model % self.n_heads or self.d_model % 2:
+            raise ValueError(f"d_model = {self.d_model} must be even and a multiple of "
+                             f"n_heads = {self.n_heads}")
+        if self.vocab_size <= EOS:
+            raise ValueError(f"vocab_size = {self.vocab_size} leaves no room beside pad, bos, eos")
+
+
+class Attention(nn.Module):
+    """Multi-head scaled dot-product attention of queries x over keys and values of a memory."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.n_heads = config.n_heads
+        self.query = nn.Linear(config.d_model, config.d_model)
+        self.key_value = nn.Linear(config.d_model, 2 * config.d_model)
+        self.out = nn.Linear(config.d_model, config.d_model)
+
+    def heads(self, x):
+        """(B, T, D) -> (B, H, T, D/H)"""
+        return x.unflatten(-1, (self.n_heads, -1)).transpose(1, 2)
+
+    def keys_values(self, memory):
+        """(B, S, D) -> two of (B, H, S, D/H)"""
+        return [self.heads(x) for x in self.key_value(memory).chunk(2, dim=-1)]
+
+    def forward(self, x, keys_values, mask=None, causal=False):
+        """x (B, T, D), keys and values (B, H, S, D/H), mask (B, 1, 1, S) true where allowed."""
+        q = self.heads(self.query(x))
+        y = F.scaled_dot_product_attention(q, *keys_values, attn_mask=mask, is_causal=causal)
+        return self.out(y.transpose(1, 2).flatten(2))  # (B, T, D)
+
+    def step(self, x, cache):
+        """One target position of B x N rows, x (B, N, D), over all that `cache` holds of them."""
+        keys, values = cache.append(*(kv.transpose(1, 2) for kv in self.keys_values(x)))
+        q = self.query(x).unflatten(-1, (self.n_heads, 1, -1)).flatten(0, 1)  # (B*N, H, 1, D/H)
+        y = F.scaled_dot_product_attention(q, keys.flatten(0, 1), values.flatten(0, 1))
+        return self.out(y.reshape(x.shape))
+
+
+class Dropout(nn.Module):
+    """Dropout with masks from random bytes: p is rounded to 1/256.
+
+    On a CPU one call of the random number generator then serves eight elements, where nn.Dropout
+    needs one each: a third of the time of a training step at width 128.
+    """
+
+    def __init__(self, p):
+        super().__init__()
+        self.dropped = round(256 * p)  # of the 256 values of a byte
+
+    def forward(self, x):
+        if not self.training or self.dropped == 0:
+            return x
+        words = torch.empty((x.numel() + 7) // 8, dtype=torch.int64, device=x.device)
+        words.random_(torch.iinfo(torch.int64).min, None)
+        kept = words.view(torch.uint8)[: x.numel()].view(x.shape) >= self.dropped
+        return x * kept * (256 / (256 - self.dropped))
+
+
+class FeedForward(nn.Sequential):
+    """Two linear maps around a ReLU, at every position by itself."""
+
+    def __init__(self, config):
+        super().__init__(nn.Linear(config.d_model, config.d_ff), nn.ReLU(),
+                         nn.Linear(config.d_ff, config.d_model))
+
+
+class EncoderLayer(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.self_attention, self.feed_forward = Attention(config), FeedForward(config)
+        self.norms = nn.ModuleList(nn.LayerNorm(config.d_model) for _ in range(2))
+        self.dropout = Dropout(config.dropout)
+
+    def forward(self, x, mask):
+        h = self.norms[0](x)
+        x = x + self.dropout(self.self_attention(h, self.self_attention.keys_values(h), mask))
+        return x + self.dropout(self.feed_forward(self.norms[1](x)))
+
+
+class DecoderLayer(nn.Module):
+    """Serves training, x (B, T, D), and cached decoding, x (B, N, D), alike.
+
+    In both, the second dimension holds queries that share a source: T positions of one target, or
+    one position of N targets. Only self-attention has to know which.
+    """
+
+    def __init__(self, config):
+        super().__init__()
+        self.self_attention, self.cross_attention = Attention(config), Attention(config)
+        self.feed_forward = FeedForward(config)
+        self.norms = nn.ModuleList(nn.LayerNorm(config.d_model) for _ in range(3))
+        self.dropout = Dropout(config.dropout)
+
+    def forward(self, x, memory, mask, cache=None):
+        h = self.norms[0](x)
+        if cache is None:
+            h = self.self_attention(h, self.self_attention.keys_values(h), causal=True)
+        else:
+            h = self.self_attention.step(h, cache)
+        x = x + self.dropout(h)
+        x = x + self.dropout(self.cross_attention(self.norms[1](x), memory, mask))
+        return x + self.dropout(self.feed_forward(self.norms[2](x)))
+
+
+class Transformer(nn.Module):
+    """Encoder-decoder with pre-norm, sinusoidal positions, and one embedding for all three uses."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+        self.embedding = nn.Embedding(config.vocab_size, config.d_model)
+        self.encoder = nn.ModuleList(EncoderLayer(config) for _ in range(config.n_encoder_layers))
+        self.decoder = nn.ModuleList(DecoderLayer(config) for _ in range(config.n_decoder_layers))
+        self.encoder_norm = nn.LayerNorm(config.d_model)
+        self.decoder_norm = nn.LayerNorm(config.d_model)
+        self.dropout = Dropout(config.dropout)
+        self.register_buffer("positions", sinusoids(config.max_len, config.d_model),
+                             persistent=False)
+        for parameter in self.parameters():
+            if parameter.dim() > 1:
+                nn.init.xavier_uniform_(parameter)
+        nn.init.normal_(self.embedding.weight, std=config.d_model**-0.5)
+
+    def embed(self, tokens, start=0, length=None):
+        """Ids (B, T) -> (B, T, D). With `length` = 1 all of them stand at the position `start`."""
+        positions = self.positions[start : start + (length or tokens.size(1))]
+        x = self.embedding(tokens) * math.sqrt(self.config.d_model)
+        return self.dropout(x + positions.to(x.dtype))
+
+    def encode(self, src):
+        """src (B, S) -> memory (B, S, D) and its mask (B, 1, 1, S), true on real tokens."""
+        mask = (src != PAD)[:, None, None, :]
+        x = self.embed(src)
+        for layer in self.encoder:
+            x = layer(x, mask)
+        return self.encoder_norm(x), mask
+
+    def decode(self, tgt, memory, mask):
+        """tgt (B, T), starting with bos -> hidden states (B, T, D) that know of tgt[:, :t+1]."""
+        x = self.embed(tgt)
+        for layer in self.decoder:
+            x = layer(x, layer.cross_attention.keys_values(memory), mask)
+        return self.decoder_norm(x)
+
+    def logits(self, hidden):
+        return F.linear(hidden, self.embedding.weight)  # (..., D) -> (..., V)
+
+    def forward(self, src, tgt):
+        """src (B, S), tgt (B, T) starting with bos, right-padded -> logits (B, T, V), unmasked."""
+        return self.logits(self.decode(tgt, *self.encode(src)))
+
+    def step(self, last, cache):
+        """The next logits (B, N, V), given the last tokens (B, N) of every row."""
+        x = self.embed(last, start=cache.length, length=1)
+        for layer, memory, kv in zip(self.decoder, cache.memories, cache.layers):
+            x = layer(x, memory, cache.mask, kv)
+        cache.length += 1
+        return self.logits(self.decoder_norm(x))
+
+
+def sinusoids(length, width):
+    """(length, width): sin and cos of the position at wavelengths from 2π to 10 000 · 2π."""
+    rates = torch.exp(torch.arange(0, width, 2) * (-math.log(10_000.0) / width))
+    angles = torch.arange(length)[:, None] * rates
+    return torch.cat([angles.sin(), angles.cos()], dim=1)
+
+
+def shift_right(tokens):
+    """Targets (B, T) -> decoder inputs (B, T): bos first, the last token gone."""
+    return F.pad(tokens[:, :-1], (1, 0), value=BOS)
+
+
+def token_logprobs(model, src, tokens):
+    """log π(y_t | y_<t, x) of given targets (B, T) (no bos, eos kept, right-padded); 0 on pad."""
+    logits = at_least_float32(model(src, shift_right(tokens)))
+    logprobs = logits.log_softmax(-1).gather(-1, tokens[..., None])[..., 0]
+    return logprobs.masked_fill(tokens == PAD, 0.0)
+
+
+def at_least_float32(x):
+    """Probabilities are worked out in float32 where the model runs in bfloat16."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+# ---------------------------------------------------------------------------------- the cache
+
+
+class LayerCache:
+    """Self-attention keys and values of one layer, (B, N, H, capacity, D/H), filled from the left.
+
+    The buffers are made when the first keys come in, and so take over their dtype and device.
+    """
+
+    def __init__(self, capacity):
+        self.capacity, self.length, self.buffers = capacity, 0, None
+
+    def append(self, *new):
+        """Keys and values (B, N, H, D/H) of the next position -> all so far (B, N, H, t, D/H)."""
+        if self.buffers is None:
+            self.buffers = [x.new_empty(*x.shape[:3], self.capacity, x.size(3)) for x in new]
+        for buffer, x in zip(self.buffers, new):
+            buffer[:, :, :, self.length] = x
+        self.length += 1
+        return [buffer[:, :, :, : self.length] for buffer in self.buffers]
+
+    def select(self, sources, samples):
+        room = (0, 0, 0, self.capacity - self.length)
+        self.buffers = [F.pad(x[:, :, :, : self.length][sources[:, None], samples], room)
+                        for x in self.buffers]
+
+
+class Cache:
+    """All that decoding remembers of B sources and the N rows of each."""
+
+    def __init__(self, model, src, capacity):
+        memory, self.mask = model.encode(src)
+        self.length = 0
+        self.memories = [layer.cross_attention.keys_values(memory) for layer in model.decoder]
+        self.layers = [LayerCache(capacity) for _ in model.decoder]
+
+    def select(self, sources, samples):
+        """Keep the given sources (B',), and of each the given rows (B', N'), in that order."""
+        if len(sources) < len(self.mask):
+            self.mask = self.mask[sources]
+            self.memories = [[x[sources] for x in memory] for memory in self.memories]
+        for layer in self.layers:
+            layer.select(sources, samples)
+
+
+# ------------------------------------------------------------------------------------ sampling
+
+
+@dataclass
+class Samples:
+    """tokens (B, N, T): no bos, eos kept, pad after it; logprobs (B, N, T): 0 on pad."""
+
+    tokens: torch.Tensor
+    logprobs: torch.Tensor
+
+
+COMPACT_EVERY = 4  # steps between two looks at which rows still live (on CUDA a look waits)
+
+
+def sample(model, src, n_samples=1, max_len=None, temperature=1.0, top_k=0, top_p=1.0,
+           generator=None):
+    """Draw y ~ π(·|x), `n_samples` for each source. temperature = 0 is greedy.
+
+    src: (B, S) int64, right-padded. max_len: most tokens of an output, eos included (default: the
+    model's). top_k = 0 and top_p = 1 truncate nothing. The log-probabilities returned are those
+    of the untempered, untruncated policy; pad and bos are never drawn. Each step takes one uniform
+    number per row from `generator`, whether the row still lives or not, so that what a row becomes
+    does not depend on when the others end. Raises ValueError on arguments out of range.
+    """
+    max_len = model.config.max_len if max_len is None else max_len
+    check(n_samples >= 1, f"n_samples = {n_samples}, but must be at least 1")
+    check(temperature >= 0, f"temperature = {temperature}, but must not be negative")
+    check(top_k >= 0, f"top_k = {top_k}, but must be 0 (off) or positive")
+    check(0 < top_p <= 1, f"top_p = {top_p}, but must be in (0, 1]")
+    check_lengths(model, src, max_len)
+    n_rows = len(src) * n_samples
+    tokens = src.new_full((n_rows, max_len), PAD)
+    precision = torch.promote_types(model.embedding.weight.dtype, torch.float32)
+    logprobs = torch.zeros(n_rows, max_len, dtype=precision, device=src.device)
+    with evaluating(model), torch.inference_mode():
+        cache = Cache(model, src, max_len)
+        row = torch.arange(n_rows, device=src.device).view(len(src), n_samples)  # of the output
+        last = torch.full_like(row, BOS)
+        live = torch.ones_like(row, dtype=torch.bool)
+        for t in range(max_len):
+            logits = at_least_float32(model.step(last, cache))  # (B', N', V), the rows left
+            u = uniform(n_rows, generator, src.device)[row]
+            last = draw(logits, u, temperature, top_k, top_p).where(live, PAD)
+            logprob = logits.gather(-1, last[..., None])[..., 0] - logits.logsumexp(-1)
+            tokens[row, t], logprobs[row, t] = last, logprob.where(live, 0.0)
+            live &= last != EOS
+            if t % COMPACT_EVERY == COMPACT_EVERY - 1:
+                if not live.any():
+                    break
+                row, last, live = compact(cache, row, last, live)
+        longest = int((tokens != PAD).any(0).sum())
+    shape = (len(src), n_samples, longest)  # clone: inference tensors cannot be trained on
+    return Samples(tokens[:, :longest].clone().view(shape),
+                   logprobs[:, :longest].clone().view(shape))
+
+
+def draw(logits, u, temperature, top_k=0, top_p=1.0):
+    """One token per row by the inverse of the CDF: logits (..., V), u (...) in [0, 1) -> ids (...).
+
+    One uniform number a row, where Gumbel noise takes V of them: on a CPU that halves the time.
+    """
+    logits = logits.index_fill(-1, torch.tensor([PAD, BOS], device=logits.device), -math.inf)
+    if temperature == 0:
+        return logits.argmax(-1)
+    probs = truncate((logits / temperature).softmax(-1), top_k, top_p)
+    cdf = probs.cumsum(-1)
+    total = cdf[..., -1]
+    # u * total may round up to total, past the last entry that can be drawn; and right=True takes
+    # the first entry whose CDF is above 0 when u = 0, never one of probability 0.
+    point = torch.minimum(u * total, total.nextafter(torch.zeros_like(total)))
+    return torch.searchsorted(cdf, point[..., None], right=True)[..., 0]
+
+
+def truncate(probs, top_k, top_p):
+    """Zero all but the top_k likeliest entries, then all but the fewest that hold top_p of them."""
+    if 0 < top_k < probs.size(-1):
+        kept, index = probs.topk(top_k)
+        probs = torch.zeros_like(probs).scatter_(-1, index, kept / kept.sum(-1, keepdim=True))
+    if top_p < 1:
+        ordered, index = probs.sort(descending=True, stable=True)
+        before = ordered.cumsum(-1) - ordered  # the mass of likelier entries
+        probs = torch.zeros_like(probs).scatter_(-1, index, ordered.where(before < top_p, 0.0))
+    return probs
+
+
+def compact(cache, row, last, live):
+    """Drop sources whose rows have all ended, and the columns that no source needs any more.
+
+    row, last, live: (B, N). Each source's live rows move to the front, and N shrinks to the
+    largest live count, so the batch stays a rectangle that shares its cross-attention.
+    """
+    sources = live.any(1).nonzero()[:, 0]
+    n = int(live.sum(1).max())
+    if len(sources) * n > 0.8 * live.numel():
+        return row, last, live  # copying the cache would cost more than it saves
+    samples = live[sources].sort(dim=1, descending=True, stable=True).indices[:, :n]
+    cache.select(sources, samples)
+    return [x[sources[:, None], samples] for x in (row, last, live)]
+
+
+def uniform(n, generator, device):
+    """n numbers in [0, 1), drawn where the generator lives and moved to `device`."""
+    at = generator.device if generator is not None else device
+    return torch.rand(n, generator=generator, device=at).to(device)
+
+
+# --------------------------------------------------------------------------------- beam search
+
+
+def beam_search(model, src, beam=5, max_len=None, length_penalty=1.0):
+    """The best finished hypothesis of each source by log π(y|x) / |y|^length_penalty.
+
+    Returns tokens (B, T): no bos, eos kept, pad after it. A source is done when `beam` of its
+    hypotheses have ended; one none of whose hypotheses ended gets its best unfinished one.
+    """
+    max_len = model.config.max_len if max_len is None else max_len
+    check(beam >= 1, f"beam = {beam}, but must be at least 1")
+    check(model.config.vocab_size > beam + EOS, f"beam = {beam} is wider than the vocabulary")
+    check_lengths(model, src, max_len)
+    n_sources = len(src)
+    best = src.new_full((n_sources, max_len), PAD)
+    with evaluating(model), torch.inference_mode():
+        cache = Cache(model, src, max_len)
+        source = torch.arange(n_sources, device=src.device)  # of the output, for each row here
+        history = src.new_full((n_sources, beam, max_len), PAD)
+        last = src.new_full((n_sources, beam), BOS)
+        score = torch.full((n_sources, beam), -math.inf, device=src.device)
+        score[:, 0] = 0.0  # at first all beams are the same: let only one of them speak
+        best_score = torch.full((n_sources,), -math.inf, device=src.device)
+        ended = torch.zeros_like(source)
+        for t in range(max_len):
+            logprobs = at_least_float32(model.step(last, cache)).log_softmax(-1)
+            logprobs[..., [PAD, BOS]] = -math.inf
+            total = (score[..., None] + logprobs).flatten(1)  # (B', beam * V)
+            # 2 * beam candidates, of which at most `beam` end: so `beam` always go on.
+            candidate, index = total.topk(2 * beam)
+            parent, token = index // logprobs.size(-1), index % logprobs.size(-1)
+            ends = token == EOS
+            ended += ends[:, :beam].sum(1)
+            # The best ending, if it is the best so far, is banked.
+            final = candidate[:, :beam].masked_fill(~ends[:, :beam], -math.inf)
+            final, which = (final / (t + 1) ** length_penalty).max(1)
+            better = final > best_score[source]
+            text = history[torch.arange(len(source), device=src.device),
+                           parent.gather(1, which[:, None])[:, 0]]
+            text[:, t] = EOS
+            best[source[better]], best_score[source[better]] = text[better], final[better]
+            # The best others go on.
+            score, going = candidate.masked_fill(ends, -math.inf).topk(beam)
+            parent, last = parent.gather(1, going), token.gather(1, going)
+            alive = (ended < beam).nonzero()[:, 0]
+            if len(alive) == 0 or t == max_len - 1:
+                break
+            history = history[alive[:, None], parent[alive]]
+            source, last, score, ended = (x[alive] for x in (source, last, score, ended))
+            history[:, :, t] = last
+            cache.select(alive, parent[alive])
+        never = best_score[source] == -math.inf  # of those that ran to the end
+        if never.any():
+            text = history.gather(1, parent[:, :1, None].expand(-1, 1, max_len))[:, 0]
+            text[:, t] = last[:, 0]
+            best[source[never]] = text[never]
+        longest = int((best != PAD).any(0).sum())
+    return best[:, :longest].clone()
+
+
+# ----------------------------------------------------------------------------------- arguments
+
+
+@contextmanager
+def evaluating(model):
+    """Dropout off inside, and every module's mode as it was afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def check(condition, message):
+    if not condition:
+        raise ValueError(message)
+
+
+def check_lengths(model, src, max_len):
+    config = model.config
+    check(1 <= max_len <= config.max_len,
+          f"max_len = {max_len}, but this model's positions allow 1 to {config.max_len}")
+    check(src.dim() == 2 and src.numel() > 0, f"src has shape {tuple(src.shape)}, not (B, S)")
+    check(src.size(1) <= config.max_len,
+          f"a source has {src.size(1)} tokens, but this model's positions allow {config.max_len}")
+    low, high = int(src.min()), int(src.max())
+    check(0 <= low and high < config.vocab_size,
+          f"token ids {low} to {high}, but the vocabulary has 0 to {config.vocab_size - 1}")

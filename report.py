@@ -1,0 +1,124 @@
+"""What a person sees of a run: a line per step, the table at the end, examples, D_g looked into.
+
+    report = Report(run, columns, examples); report.add(row, policy)
+    look(run, settings, source_text, target_text, count)         # --show
+"""
+
+import numpy as np
+
+import figures
+from rest import FILTERS, schedule
+from run import UserError
+from train import Pairs
+
+# key of a row -> title, width, and how its value is written; rewards are shown times 100
+COLUMNS = {
+    "reward": ("reward", 7, "{:.1f}", 100), "greedy_reward": ("greedy", 7, "{:.1f}", 100),
+    "oracle": ("oracle", 7, "{:.1f}", 100), "greedy_oracle": ("greedy", 7, "{:.1f}", 100),
+    "bleu": ("BLEU", 6, "{:.1f}", 1), "beam_bleu": ("beam5", 6, "{:.1f}", 1),
+    "chrf": ("chrF", 6, "{:.1f}", 1), "val_bleu": ("valBLEU", 8, "{:.1f}", 1),
+    "entropy": ("entropy", 8, "{:.2f}", 1), "kl_to_bc": ("KL", 6, "{:.2f}", 1),
+    "kept_samples": ("kept", 6, "{:.0f}%", 100), "kept_data": ("of D", 6, "{:.0f}%", 100),
+    "samples": ("samples", 8, "{:d}", 1), "distinct_samples": ("distinct", 9, "{:d}", 1),
+    "seconds": ("s", 6, "{:.0f}", 1),
+}
+
+
+class Report:
+    """Collects the rows of a run, and prints each as it comes, with a few examples."""
+
+    def __init__(self, run, columns, examples):
+        """columns: keys of COLUMNS; examples(policy, row) -> lines about fixed test sources."""
+        self.run, self.columns, self.examples, self.rows = run, columns, examples, []
+        (run.folder / "samples.txt").unlink(missing_ok=True)
+
+    def add(self, row, policy):
+        self.rows.append(row)
+        self.run.log("row", **row)
+        if len(self.rows) == 1:
+            print("\n" + self.head())
+        print(self.line(row), flush=True)
+        lines = self.examples(policy, row)
+        self.run.append("samples.txt", f"--- {label(row)}\n" + "\n".join(lines) + "\n\n")
+
+    def head(self):
+        return f"{'':12}" + "".join(f"{COLUMNS[k][0]:>{COLUMNS[k][1]}}" for k in self.columns)
+
+    def line(self, row):
+        cells = []
+        for key in self.columns:
+            _, width, form, scale = COLUMNS[key]
+            value = row.get(key)
+            cells.append(f"{'-' if value is None else form.format(value * scale):>{width}}")
+        return f"{label(row):12}" + "".join(cells)
+
+    def __str__(self):
+        return "\n".join(["", self.head(), *map(self.line, self.rows)])
+
+
+def label(row):
+    """BC, ReST (1,2), GOLD (1,2), PPO: the paper's names."""
+    if row["name"] != "ReST":
+        return row["name"]
+    name = "ReST" if row["loss"] == "bc" else row["loss"].upper()
+    return f"{name} ({row['grow']},{row['improve']})"
+
+
+def best_of_n_table(entries, metric):
+    """One line per policy and measure, one column per N."""
+    counts = sorted({e["n"] for e in entries})
+    lines = ["", f"{'best of N':18}" + "".join(f"{n:>7}" for n in counts)]
+    for policy in dict.fromkeys(e["policy"] for e in entries):
+        for key in ("reward", metric):
+            scale = 1 if key == "bleu" else 100
+            values = {e["n"]: e[key] * scale for e in entries if e["policy"] == policy}
+            lines.append(f"{policy + ', ' + key:18}"
+                         + "".join(f"{values[n]:>7.1f}" for n in counts))
+    return "\n".join(lines)
+
+
+def finish(run, task, rows, best, policy, reward_model):
+    """Everything that a finished run leaves behind."""
+    seconds = run.elapsed()
+    run.save_json("results.json", {"task": task, "seconds": seconds, "rows": rows,
+                                   "best_of_n": best})
+    run.save_weights("policy.pt", policy)
+    if reward_model is not None:
+        run.save_weights("reward.pt", reward_model)
+    drawn = figures.draw(run.folder)
+    if not drawn:
+        print("no figures: matplotlib is not installed")
+    print(f"\n{seconds:.0f} s; results, figures, weights and samples are in {run.folder}/")
+
+
+def look(run, settings, source_text, target_text, count):
+    """Print what each threshold of each Grow keeps and drops: best, worst, nearest to the line."""
+    found = False
+    for g in range(1, settings.grow + 1):
+        file = run.folder / "steps" / f"score-{g}.npz"
+        if not file.exists():
+            break
+        found, D_g = True, Pairs.load(file)
+        for i, value in enumerate(schedule(settings, settings.improve[g - 1]), 1):
+            kept = FILTERS[settings.filter](D_g.source, D_g.reward, value)
+            print(f"\nGrow {g}, Improve {i}: {settings.filter} {value} keeps {kept.sum()} of "
+                  f"{len(kept)} pairs, {kept[D_g.human].mean():.0%} of D")
+            for title, index in chosen(D_g.reward, kept, count):
+                print(f"  {title}")
+                for k in index:
+                    origin = "human " if D_g.human[k] else "sample"
+                    print(f"    {100 * D_g.reward[k]:5.1f} {origin} "
+                          f"{source_text(D_g.source[k])}  ->  {target_text(D_g.target(k))}")
+    if not found:
+        raise UserError(f"{run.folder} has no scored Grow yet: nothing to show")
+
+
+def chosen(reward, kept, count):
+    """Titles and indices of the pairs worth looking at on both sides of a filter."""
+    for name, side in (("kept", kept), ("dropped", ~kept)):
+        order = np.flatnonzero(side)[np.argsort(-reward[side], kind="stable")]
+        yield f"{name}, best", order[:count]
+        yield f"{name}, worst", order[-count:]
+    tau = reward[kept].min() if kept.any() else reward.max()
+    nearest = np.argsort(np.abs(reward - tau), kind="stable")[:count]
+    yield "nearest to the line", nearest[np.argsort(-reward[nearest], kind="stable")]

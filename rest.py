@@ -1,0 +1,488 @@
+"""ReST: Reinforced Self-Training (Gulcehre et al. 2023, arXiv:2308.08998), Algorithm 1.
+
+    Train π_θ on D.                                                            improve(..., "bc")
+    for g = 1..G:
+        Grow     D_g = { (x, y): x ~ D, y ~ π_θ(·|x) } ∪ D, scored by R        grow, score
+        for i = 1..I:
+            Improve  choose τ_i > τ_{i-1}, τ_1 > V(π_θ);                       FILTERS
+                     while the reward on D_eval rises, minimise
+                     J(θ) = E_{(x,y) ~ D_g}[ 1[R(x, y) > τ_i] L(x, y; θ) ]     improve
+
+`rest` is that loop; `online` is the same loop at its other end, a small Grow for each few updates,
+no filter, and PPO: the paper's baseline. What a run leaves on disk is run.py's business.
+
+Left out: retraining the reward model as the policy moves; keeping the samples of earlier Grows.
+"""
+
+import copy
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+import losses
+from model import EOS, PAD, sample, shift_right, token_logprobs
+from reward import ValueModel, train_value
+from run import UserError, setting
+from train import Pairs, Training, adamw, by_length, fit, pad
+
+
+@dataclass
+class Settings:
+    """What Algorithm 1 leaves open. Learning settings are the same for each Improve."""
+
+    grow: int = setting(2, "Grow steps G")
+    improve: tuple[int, ...] = setting((4, 3), "Improve steps I, one number for each Grow")
+    samples: int = setting(8, "samples per source in each Grow")
+    temperature: float = setting(0.8, "sampling temperature of Grow")
+    top_k: int = setting(0, "Grow samples among the k likeliest tokens; 0 is off")
+    top_p: float = setting(1.0, "Grow samples among the tokens that hold this probability")
+    distinct: bool = setting(False, "keep equal outputs of a source only once")
+    filter: str = setting("quantile", "what each threshold means, see rest.FILTERS",
+                          choices=("threshold", "quantile", "percentile", "gamma", "top"))
+    thresholds: tuple[float, ...] = setting((0.5, 0.7, 0.85, 0.95), "one for each Improve, rising "
+                                            "(falling for top); the last one serves on")
+    loss: str = setting("bc", "what Improve minimises", choices=tuple(losses.LOSSES))
+    updates: int = setting(300, "most updates of an Improve")
+    batch_tokens: int = setting(2048, "padded tokens of a training batch")
+    accumulate: int = setting(1, "batches that make one update")
+    lr: float = setting(5e-4, "peak learning rate of the first Improve of each Grow")
+    lr_decay: float = setting(0.8, "each further Improve has its rate multiplied by this")
+    label_smoothing: float = setting(0.0, "label smoothing of the BC loss")
+    evaluate_every: int = setting(100, "updates between two looks at the reward on D_eval")
+    patience: int = setting(2, "looks without a better reward before an Improve stops")
+    value_updates: int = setting(300, "updates of the value model (OAC and BVMPO)")
+    gold_reward: str = setting("p", "GOLD's reward: product or sum", choices=("p", "s"))
+    gold_sync: int = setting(100, "updates between two copies of GOLD's frozen policy")
+    ppo_samples: int = setting(0, "samples for the PPO baseline; 0: as many as one Grow")
+    ppo_batch: int = setting(512, "samples drawn for each PPO round")
+    ppo_group: int = setting(8, "of which so many share a source, and its mean as their baseline")
+    ppo_updates: int = setting(4, "updates in each PPO round")
+    ppo_lr: float = setting(2e-4, "learning rate of PPO")
+    ppo_kl: float = setting(0.1, "weight of PPO's KL to the BC policy")
+    rows: int = setting(1024, "outputs drawn at once")
+    precision: str = setting("float32", "of training and sampling",
+                             choices=("float32", "bfloat16"))
+    seed: int = setting(0, "of everything that is random")
+
+    def training(self, **changes):
+        """These settings as those of one `fit`."""
+        hp = Training(self.updates, self.batch_tokens, self.accumulate, self.lr, warmup=20,
+                      evaluate_every=self.evaluate_every, patience=self.patience,
+                      precision=self.precision)
+        return replace(hp, **changes)
+
+
+@dataclass
+class Task:
+    """The data of a problem. Sources are id arrays that end in eos; Pairs index into `sources`."""
+
+    sources: list  # training sources x
+    data: Pairs  # D, human pairs of the training sources
+    eval_sources: list  # D_eval: stops an Improve and chooses its checkpoint
+    test_sources: list  # only ever reported on
+    reward: Callable  # (sources, outputs) -> (n,) in [0, 1]
+    metrics: Callable  # (policy, sampled, greedy) -> dict: reference metrics of the test outputs
+    max_len: int  # longest output in tokens
+
+
+# ----------------------------------------------------------------------------------------- Grow
+
+
+def grow(policy, sources, n_samples, seed, max_len, temperature=1.0, top_k=0, top_p=1.0,
+         rows=1024, precision="float32", progress=None):
+    """Draw `n_samples` outputs for each source -> Pairs, in the order of the sources, unscored.
+
+    Batches hold sources of like length and are laid out by the sources alone, and each draws from a
+    generator of its own, seeded by (*seed, batch): any part can be drawn again, or elsewhere, and
+    comes out the same. temperature = 0 is greedy. progress: wraps the list of batches (tqdm).
+    """
+    lengths = np.array([len(x) for x in sources])
+    per_batch = max(1, rows // n_samples)
+    order = np.argsort(lengths, kind="stable")
+    cut = [order[at : at + per_batch] for at in range(0, len(order), per_batch)]
+    device = policy.embedding.weight.device
+    parts = []
+    for k, index in progress(list(enumerate(cut))) if progress else enumerate(cut):
+        generator = torch.Generator().manual_seed(seed_of(*seed, k))
+        with torch.autocast(device.type, torch.bfloat16, precision == "bfloat16"):
+            drawn = sample(policy, pad([sources[i] for i in index], device), n_samples, max_len,
+                           temperature, top_k, top_p, generator)
+        tokens = drawn.tokens.flatten(0, 1).cpu().numpy()
+        logprobs = drawn.logprobs.flatten(0, 1).cpu().numpy()
+        real = tokens != PAD
+        lengths = real.sum(1)
+        parts.append(Pairs(np.repeat(index, n_samples).astype(np.int32),
+                           tokens[real].astype(np.int32),
+                           np.concatenate([[0], np.cumsum(lengths)]),
+                           logprobs[real].astype(np.float32),
+                           np.full(len(tokens), np.nan, np.float32), np.zeros(len(tokens), bool)))
+    pairs = Pairs.join(parts)
+    return pairs.select(np.argsort(pairs.source, kind="stable"))
+
+
+def seed_of(*numbers):
+    """One 63-bit seed from several numbers, all of which matter."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
+
+
+def score(pairs, sources, reward):
+    """The same pairs with R(x, y), computed once and stored."""
+    rewards = reward([sources[i] for i in pairs.source], pairs.targets())
+    return replace(pairs, reward=np.asarray(rewards, np.float32))
+
+
+def distinct(pairs):
+    """Booleans (n,): the first of each set of equal outputs of one source."""
+    first = np.zeros(len(pairs), bool)
+    first[np.unique(fingerprints(pairs), return_index=True)[1]] = True
+    return first
+
+
+def fingerprints(pairs):
+    """A 64-bit polynomial hash (n,) of each pair's source and target."""
+    weights = np.random.default_rng(0).integers(1, 2**63, int(pairs.lengths.max()) + 1, np.uint64)
+    place = np.arange(len(pairs.tokens)) - np.repeat(pairs.starts[:-1], pairs.lengths)
+    terms = (pairs.tokens.astype(np.uint64) + np.uint64(1)) * weights[place]
+    sums = np.concatenate([[np.uint64(0)], np.cumsum(terms)])  # wraps around, as it should
+    own = sums[pairs.starts[1:]] - sums[pairs.starts[:-1]]
+    return own * np.uint64(2**32 + 15) + pairs.source.astype(np.uint64) * np.uint64(2**61 - 1)
+
+
+def describe(pairs, seconds):
+    """What one looks at after a Grow; pairs are D_g, scored."""
+    drawn = pairs.select(~pairs.human)
+    ends = drawn.tokens[drawn.starts[1:] - 1] == EOS
+    return {"reward_samples": float(drawn.reward.mean()),
+            "reward_data": float(pairs.reward[pairs.human].mean()),
+            "truncated": float(1 - ends.mean()),
+            "distinct": float(distinct(drawn).mean()),
+            "entropy": float(-drawn.logprobs.mean()),
+            "tokens_per_second": len(drawn.tokens) / max(seconds, 1e-9)}
+
+
+# -------------------------------------------------------------------------------------- filters
+# Each: (source (n,), reward (n,), value) -> booleans (n,), what is kept. Always strictly above.
+
+
+def above(source, reward, tau):
+    """The paper's F(x, y; τ) = 1[R(x, y) > τ]."""
+    return reward > tau
+
+
+def above_quantile(source, reward, q):
+    """The same, τ given as the quantile q in [0, 1] of all rewards of D_g."""
+    return reward > np.quantile(reward, q)
+
+
+def above_percentile(source, reward, p):
+    """Above the percentile p in [0, 100] of its own source's rewards (A.7)."""
+    order, first, counts = by_source(source, reward)
+    ordered = reward[order].astype(np.float64)
+    at = first + p / 100 * (counts - 1)  # linear interpolation, as np.percentile does
+    low = np.floor(at).astype(int)
+    high = np.minimum(low + 1, first + counts - 1)
+    tau = ordered[low] + (at - low) * (ordered[high] - ordered[low])
+    return back(order, ordered > np.repeat(tau, counts))
+
+
+def above_gamma(source, reward, gamma):
+    """τ(x) = γ max + (1 - γ) mean of its own source's rewards, γ rising (A.7)."""
+    order, first, counts = by_source(source, reward)
+    ordered = reward[order].astype(np.float64)
+    mean = np.add.reduceat(ordered, first) / counts
+    tau = gamma * ordered[first + counts - 1] + (1 - gamma) * mean
+    return back(order, ordered > np.repeat(tau, counts))
+
+
+def top(source, reward, k):
+    """The k best of each source; of equal ones the earlier."""
+    order, first, counts = by_source(source, reward)
+    from_end = np.repeat(first + counts, counts) - np.arange(len(order))  # 1 for the best
+    return back(order, from_end <= k)
+
+
+def by_source(source, reward):
+    """The order by source, then reward; where each source begins in it, and its count."""
+    order = np.lexsort((-np.arange(len(source)), reward, source))
+    _, first, counts = np.unique(source[order], return_index=True, return_counts=True)
+    return order, first, counts
+
+
+def back(order, kept):
+    out = np.empty(len(order), bool)
+    out[order] = kept
+    return out
+
+
+FILTERS = {"threshold": above, "quantile": above_quantile, "percentile": above_percentile,
+           "gamma": above_gamma, "top": top}
+
+
+def schedule(settings, n):
+    """The values of n Improve steps, checked to be ever stricter; the last one serves on."""
+    values = [settings.thresholds[min(i, len(settings.thresholds) - 1)] for i in range(n)]
+    given = np.diff(settings.thresholds) * (-1 if settings.filter == "top" else 1)
+    if (given <= 0).any():
+        raise UserError(f"thresholds {list(settings.thresholds)}: each must be stricter than the "
+                        f"one before ({'falling' if settings.filter == 'top' else 'rising'})")
+    return values
+
+
+# -------------------------------------------------------------------------------------- Improve
+
+
+@dataclass
+class Frozen:
+    """The networks that a loss may lean on; none of them is trained by it."""
+
+    bc: torch.nn.Module = None  # the BC policy: GOLD's p_MLE, PPO's anchor
+    behaviour: torch.nn.Module = None  # the policy that grew D_g: BVMPO's anchor
+    value: torch.nn.Module = None  # its value V(x, y_<t): OAC, BVMPO
+
+
+def improve(policy, pairs, sources, settings, hp, seed, loss="bc", frozen=Frozen(), **kwargs):
+    """Fine-tune `policy`, in place, on all of `pairs`; **kwargs go to `fit` (evaluate, log, ...).
+
+    BC on D is this; so is each Improve, on what the filter kept, and each round of PPO.
+    """
+    device = policy.embedding.weight.device
+    reward = torch.from_numpy(pairs.reward).to(device)
+    log_eta = torch.zeros((), device=device, requires_grad=True)  # V-MPO's temperature, its log
+    clock = {"updates": 0, "copy": copy.deepcopy(policy) if loss == "gold" else None}
+
+    def loss_of(index, progress):
+        src = pad([sources[i] for i in pairs.source[index]], device)
+        tokens = pad(pairs.targets(index), device)
+        logits = policy(src, shift_right(tokens)).float()
+        if loss == "bc":
+            return losses.bc(logits, tokens, settings.label_smoothing)
+        mask = (tokens != PAD).float()
+        logprobs = logits.log_softmax(-1).gather(-1, tokens[..., None])[..., 0]
+        if loss == "gold":
+            if clock["updates"] % (settings.gold_sync * hp.accumulate) == 0:
+                clock["copy"].load_state_dict(policy.state_dict())
+            clock["updates"] += 1
+            with torch.no_grad():
+                now = token_logprobs(clock["copy"].eval(), src, tokens)
+                mle = token_logprobs(frozen.bc.eval(), src, tokens)
+            return losses.gold(logprobs, now, mle, mask, settings.gold_reward)
+        if loss == "ppo":
+            old = pad_floats([pairs.logprobs[a:b] for a, b in
+                              zip(pairs.starts[index], pairs.starts[index + 1])], device)
+            kl = losses.kl_divergence(logits, logits_of(frozen.bc, src, tokens))
+            advantages = reward[index][:, None].expand_as(logprobs)
+            return losses.ppo(logprobs, old, advantages, kl, mask, kl_weight=settings.ppo_kl)
+        with torch.no_grad():
+            values = frozen.value.eval()(src, tokens).sigmoid()
+        advantages = reward[index][:, None] - values
+        if loss == "oac":
+            return losses.oac(logprobs, advantages, mask)
+        kl = losses.kl_divergence(logits_of(frozen.behaviour, src, tokens), logits)
+        return losses.bvmpo(logprobs, advantages, kl, mask, log_eta, losses.anneal(progress))
+
+    lengths = np.maximum(pairs.lengths, np.array([len(sources[i]) for i in pairs.source]))
+    extra = (log_eta,) if loss == "bvmpo" else ()
+    return fit(policy, loss_of, lengths, pairs.lengths, hp, seed, extra=extra, **kwargs)
+
+
+@torch.no_grad()
+def logits_of(network, src, tokens):
+    return network.eval()(src, shift_right(tokens)).float()
+
+
+def pad_floats(rows, device):
+    return torch.nn.utils.rnn.pad_sequence([torch.from_numpy(row) for row in rows],
+                                           batch_first=True).to(device)
+
+
+# ------------------------------------------------------------------------------------- measures
+
+
+def mean_reward(policy, sources, reward, settings, max_len):
+    """V(π) on some sources: one sample each at temperature 1, the same random numbers always."""
+    drawn = grow(policy, sources, 1, (settings.seed, 101), max_len, rows=settings.rows,
+                 precision=settings.precision)
+    return float(score(drawn, sources, reward).reward.mean())
+
+
+def evaluate(policy, bc, task, settings):
+    """What a row of the results reports, on test sources; the random numbers never change."""
+    draw = {"max_len": task.max_len, "rows": settings.rows, "precision": settings.precision}
+    sampled = grow(policy, task.test_sources, 1, (settings.seed, 102), **draw)
+    greedy = grow(policy, task.test_sources, 1, (0,), temperature=0, **draw)
+    sampled, greedy = (score(x, task.test_sources, task.reward) for x in (sampled, greedy))
+    under_bc = logprobs_of(bc, task.test_sources, sampled)
+    row = {"reward": sampled.reward.mean(), "greedy_reward": greedy.reward.mean(),
+           "entropy": -sampled.logprobs.mean(),  # per token, in nats
+           "kl_to_bc": (sampled.logprobs - under_bc).mean()}
+    row = {name: float(value) for name, value in row.items()}
+    return row | task.metrics(policy, sampled, greedy)
+
+
+@torch.inference_mode()
+def logprobs_of(policy, sources, pairs, batch_tokens=8192):
+    """log π(y_t | y_<t, x) of given pairs, flat like pairs.tokens."""
+    out = np.zeros(len(pairs.tokens), np.float32)
+    device = policy.embedding.weight.device
+    lengths = np.maximum(pairs.lengths, np.array([len(sources[i]) for i in pairs.source]))
+    policy.eval()
+    for index in by_length(lengths, batch_tokens):
+        tokens = pad(pairs.targets(index), device)
+        src = pad([sources[i] for i in pairs.source[index]], device)
+        flat = token_logprobs(policy, src, tokens)[tokens != PAD]
+        at = np.concatenate([np.arange(pairs.starts[i], pairs.starts[i + 1]) for i in index])
+        out[at] = flat.float().cpu()
+    return out
+
+
+def best_of_n(policy, task, settings, counts=(1, 2, 4, 8, 16, 32, 64)):
+    """For each N the mean reward, and the outputs chosen: the best of the first N samples."""
+    drawn = grow(policy, task.test_sources, max(counts), (settings.seed, 103), task.max_len,
+                 rows=settings.rows, precision=settings.precision)
+    drawn = score(drawn, task.test_sources, task.reward)
+    reward = drawn.reward.reshape(len(task.test_sources), max(counts))
+    for n in counts:
+        best = np.arange(len(reward)) * max(counts) + reward[:, :n].argmax(1)
+        yield n, drawn.select(best)
+
+
+# ------------------------------------------------------------------------------------ Algorithm 1
+
+
+def rest(bc, task, settings, run):
+    """Algorithm 1, from the BC policy on. Yields (row, policy, D_g, kept) after each Improve.
+
+    run.step(name, make) calls make() once, and on resuming gives back what it made.
+    """
+    policy, drawn, fingers, start = bc, 0, [], time.monotonic()
+    for g in range(1, settings.grow + 1):
+        # Grow: samples of the current policy, joined with D; all scored once.
+        samples = run.step(f"grow-{g}", lambda: grow(
+            policy, task.sources, settings.samples, (settings.seed, g), task.max_len,
+            settings.temperature, settings.top_k, settings.top_p, settings.rows,
+            settings.precision, run.progress(f"Grow {g}")))
+        if settings.distinct:
+            samples = samples.select(distinct(samples))
+        D_g = run.step(f"score-{g}", lambda: score(Pairs.join([samples, task.data]),
+                                                   task.sources, task.reward))
+        drawn += settings.samples * len(task.sources)
+        fingers.append(fingerprints(samples))
+        run.log("grow", grow=g, **describe(D_g, run.seconds(f"grow-{g}")))
+        frozen = Frozen(bc=bc, behaviour=policy)
+        if settings.loss in ("oac", "bvmpo"):
+            frozen.value = behaviour_value(policy, D_g, task, settings, run, g)
+        # Improve: ever stricter filters, ever lower learning rates, each from the policy before.
+        # The first Grow begins with τ = -∞: what Grow alone is worth, the paper's I = 0.
+        values = schedule(settings, settings.improve[g - 1])
+        if settings.filter in ("threshold", "quantile") and values:
+            check_first_threshold(D_g, settings, values[0], run)
+        for i, value in enumerate([None, *values]):
+            if i == 0 and g > 1:
+                continue
+            kept = (np.ones(len(D_g), bool) if value is None else
+                    FILTERS[settings.filter](D_g.source, D_g.reward, value))
+            hp = settings.training(lr=settings.lr * settings.lr_decay ** max(0, i - 1))
+            policy, row = improve_step(policy, D_g.select(kept), task, settings, hp, frozen, run,
+                                       g, i, bc)
+            row |= {"threshold": value, "kept_samples": float(kept[~D_g.human].mean()),
+                    "kept_data": float(kept[D_g.human].mean()), "samples": drawn,
+                    "distinct_samples": len(np.unique(np.concatenate(fingers)))}
+            yield row, policy, D_g, kept
+
+
+def improve_step(policy, pairs, task, settings, hp, frozen, run, g, i, bc):
+    """One Improve, from a copy of `policy`, and its row. An empty selection is skipped."""
+    name = f"improve-{g}-{i}"
+    loss = "bc" if i == 0 else settings.loss
+
+    def make():
+        new, begin = copy.deepcopy(policy), time.monotonic()
+        if len(pairs):
+            improve(new, pairs, task.sources, settings, hp, seed_of(settings.seed, g, i), loss,
+                    frozen, log=run.logger(name), checkpoint=run.checkpoint,
+                    evaluate=lambda: mean_reward(new, task.eval_sources, task.reward, settings,
+                                                 task.max_len))
+        else:
+            run.log("warning", step=name, text="the filter kept nothing: this Improve is skipped")
+        row = evaluate(new, bc, task, settings)
+        row |= {"name": "ReST", "loss": loss, "grow": g, "improve": i,
+                "seconds": time.monotonic() - begin}
+        return {"policy": new.state_dict(), "row": row}
+
+    made = run.step(name, make)
+    new = copy.deepcopy(policy)
+    new.load_state_dict(made["policy"])
+    return new, dict(made["row"])
+
+
+def behaviour_value(policy, D_g, task, settings, run, g):
+    """V^μ of the policy that grew D_g, for OAC and BVMPO."""
+    value = ValueModel.from_policy(policy)
+
+    def make():
+        hp = settings.training(updates=settings.value_updates)
+        train_value(value, task.sources, D_g, hp, seed_of(settings.seed, g, 99))
+        return {"value": value.state_dict()}
+
+    value.load_state_dict(run.step(f"value-{g}", make)["value"])
+    return value.eval()
+
+
+def check_first_threshold(D_g, settings, value, run):
+    """τ_1 > V(π) = E_{D_g}[R] is what makes the next policy's V rise; warn where it is not."""
+    tau = np.quantile(D_g.reward, value) if settings.filter == "quantile" else value
+    if tau <= D_g.reward.mean():
+        run.log("warning", text=f"the first threshold {tau:.3f} is not above the mean reward "
+                f"{D_g.reward.mean():.3f} of D_g")
+
+
+# ----------------------------------------------------------------------------------- the baseline
+
+
+def online(bc, task, settings, run):
+    """Online RL as the same loop at its other end -> (row, policy).
+
+    A Grow of a few hundred samples, each source's `ppo_group` samples having their mean reward as
+    baseline; no D, no filter; a few updates of PPO; and again, with as many samples as one Grow.
+    """
+    def make():
+        policy, begin = copy.deepcopy(bc), time.monotonic()
+        budget = settings.ppo_samples or settings.samples * len(task.sources)
+        rounds = max(1, budget // settings.ppo_batch)
+        per_round = max(1, settings.ppo_batch // settings.ppo_group)
+        hp = settings.training(updates=settings.ppo_updates, lr=settings.ppo_lr, warmup=0,
+                               final_lr=1.0, dropout=False)
+        optimizer = adamw(policy.parameters(), hp)
+        rng, fingers = np.random.default_rng((settings.seed, 77)), []
+        for k in run.progress("PPO")(range(rounds)):
+            chosen = rng.choice(len(task.sources), per_round, replace=False)
+            sources = [task.sources[i] for i in chosen]
+            drawn = score(grow(policy, sources, settings.ppo_group, (settings.seed, 77, k),
+                               task.max_len, rows=settings.rows), sources, task.reward)
+            groups = drawn.reward.reshape(per_round, -1)
+            advantage = (groups - groups.mean(1, keepdims=True)) / (groups.std() + 1e-6)
+            round_hp = replace(hp, batch_tokens=max(1, sum_padded(drawn) // hp.updates))
+            improve(policy, replace(drawn, reward=advantage.ravel().astype(np.float32)), sources,
+                    settings, round_hp, seed_of(settings.seed, 77, k), "ppo", Frozen(bc=bc),
+                    optimizer=optimizer)
+            fingers.append(fingerprints(replace(drawn, source=chosen[drawn.source])))
+            run.log("ppo", round=k, reward=float(drawn.reward.mean()))
+        row = evaluate(policy, bc, task, settings)
+        row |= {"name": "PPO", "loss": "ppo", "grow": rounds, "improve": settings.ppo_updates,
+                "threshold": None, "kept_samples": 1.0, "kept_data": 0.0,
+                "samples": rounds * per_round * settings.ppo_group,
+                "distinct_samples": len(np.unique(np.concatenate(fingers))),
+                "seconds": time.monotonic() - begin}
+        return {"policy": policy.state_dict(), "row": row}
+
+    made = run.step("ppo", make)
+    policy = copy.deepcopy(bc)
+    policy.load_state_dict(made["policy"])
+    return dict(made["row"]), policy
+
+
+def sum_padded(pairs):
+    return int(len(pairs) * pairs.lengths.max())

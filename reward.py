@@ -1,0 +1,212 @@
+"""What "good" means: the reward model R(x, y) in [0, 1], and the value model V(x, y_<t).
+
+Both are the policy's own architecture with one output in place of the vocabulary, started from the
+BC policy's weights, which already know how the two languages fit together. The reward model is
+reference-free, like the paper's Metric X: it reads a source and an output, and nothing else. It is
+trained on ratings (regression) or on preferences within a source (Bradley-Terry).
+
+    reward = RewardModel.from_policy(bc_policy)
+    train_reward(reward, sources, ratings, Training(updates=500), seed=0)
+    scores = reward.score(sources, outputs)                        # (n,) in [0, 1]
+
+Anything that maps sources and outputs to n finite numbers in [0, 1] can stand in for `score`. A
+Bradley-Terry score is only defined up to an offset per source: it ranks the outputs of one source,
+and belongs with the per-source filters, never with one global threshold.
+"""
+
+import copy
+
+import numpy as np
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+from model import EOS, PAD, Transformer, evaluating, shift_right
+from train import Pairs, by_length, fit, pad
+
+
+class Critic(nn.Module):
+    """A policy's body, with one number in place of the next token's distribution."""
+
+    def __init__(self, config, n_features):
+        super().__init__()
+        self.body = Transformer(config)
+        self.head = nn.Linear(n_features, 1)
+
+    @classmethod
+    def from_policy(cls, policy):
+        critic = cls(policy.config).to(policy.embedding.weight.device)
+        critic.body.load_state_dict(copy.deepcopy(policy.state_dict()))
+        return critic
+
+    def states(self, src, tokens):
+        """The decoder's states s_t = (x, y_<t) before each token y_t: (B, T, D)."""
+        return self.body.decode(shift_right(tokens), *self.body.encode(src))
+
+
+class RewardModel(Critic):
+    """R(x, y) = σ(mean_t w · [s_t, s_t ⊙ e(y_t)]): how well each token fits where it stands.
+
+    The policy's own logit for y_t is the sum of s_t ⊙ e(y_t), e being its embeddings: the BC policy
+    hands on what it knows of both languages, and the ratings teach what it does not.
+    """
+
+    def __init__(self, config):
+        super().__init__(config, 2 * config.d_model)
+
+    def forward(self, src, tokens):
+        """src (B, S), tokens (B, T) without bos -> logits (B,); R is their sigmoid."""
+        states = self.states(src, tokens)
+        fit = torch.cat([states, states * self.body.embedding(tokens)], dim=-1)  # (B, T, 2D)
+        real = (tokens != PAD)[..., None]
+        return self.head((fit * real).sum(1) / real.sum(1).clamp(min=1))[:, 0]
+
+    def score(self, sources, outputs, batch_tokens=16384):
+        """n sources and n outputs, as ids -> rewards (n,) float32 in [0, 1]."""
+        outputs = [ids[: self.body.config.max_len] for ids in outputs]
+        scores = np.zeros(len(outputs), np.float32)
+        lengths = np.array([max(len(x), len(y)) for x, y in zip(sources, outputs)])
+        device = self.head.weight.device
+        with evaluating(self), torch.inference_mode():
+            for index in by_length(lengths, batch_tokens) if len(outputs) else []:
+                src, out = (pad([ids[i] for i in index], device) for ids in (sources, outputs))
+                scores[index] = self(src, out).float().sigmoid().cpu()
+        return scores
+
+
+class ValueModel(Critic):
+    """V(x, y_<t): the return to expect before y_t is chosen."""
+
+    def __init__(self, config):
+        super().__init__(config, config.d_model)
+
+    def forward(self, src, tokens):
+        """src (B, S), tokens (B, T) without bos -> logits (B, T); V is their sigmoid."""
+        return self.head(self.states(src, tokens))[..., 0]
+
+
+def train_reward(model, sources, rated, hp, seed, preferences=False, **kwargs):
+    """Train on `rated`, Pairs whose reward is the rating in [0, 1]. **kwargs go to `fit`.
+
+    Regression minimises the cross-entropy to the rating as a soft label, whose best answer is the
+    mean rating, like the squared error's, but whose gradient does not die where a sigmoid is flat.
+    Preferences:  -log σ(r(x, y_w) - r(x, y_l))  (Bradley-Terry; Christiano et al. 2017, eq. 1).
+    """
+    device = model.head.weight.device
+    rating = torch.from_numpy(rated.reward).to(device)
+    winners, losers = preference_pairs(rated, seed) if preferences else (np.arange(len(rated)),) * 2
+    if len(winners) == 0:
+        raise ValueError("no source has two outputs of different rating: nothing to prefer")
+
+    def logits(index):
+        src = pad([sources[i] for i in rated.source[index]], device)
+        return model(src, pad(rated.targets(index), device))
+
+    def loss_of(index, progress):
+        if preferences:
+            return -F.logsigmoid(logits(winners[index]) - logits(losers[index])).sum()
+        return F.binary_cross_entropy_with_logits(logits(index), rating[index], reduction="sum")
+
+    lengths = np.maximum(rated.lengths, np.array([len(sources[i]) for i in rated.source]))
+    lengths = np.maximum(lengths[winners], lengths[losers])
+    return fit(model, loss_of, lengths, np.ones(len(winners)), hp, seed, **kwargs)
+
+
+def preference_pairs(rated, seed):
+    """Indices (winners, losers): the outputs of each source, in random pairs, ties left out."""
+    order = np.random.default_rng(seed).permutation(len(rated))
+    order = order[np.argsort(rated.source[order], kind="stable")]
+    left, right = order[:-1], order[1:]
+    differ = (rated.source[left] == rated.source[right]) & (rated.reward[left] != rated.reward[right])
+    left, right = left[differ], right[differ]
+    wins = rated.reward[left] > rated.reward[right]
+    return np.where(wins, left, right), np.where(wins, right, left)
+
+
+def train_value(model, sources, pairs, hp, seed, **kwargs):
+    """Behaviour value estimation: the Monte-Carlo return of D_g's own pairs, at every token.
+
+    The only reward comes at the end and γ = 1, so the return of each position is R(x, y).
+    """
+    device = model.head.weight.device
+    reward = torch.from_numpy(pairs.reward).to(device)
+
+    def loss_of(index, progress):
+        tokens = pad(pairs.targets(index), device)
+        values = model(pad([sources[i] for i in pairs.source[index]], device), tokens)
+        returns = reward[index][:, None].expand_as(values)
+        loss = F.binary_cross_entropy_with_logits(values, returns, reduction="none")
+        return loss[tokens != PAD].sum()
+
+    lengths = np.maximum(pairs.lengths, np.array([len(sources[i]) for i in pairs.source]))
+    return fit(model, loss_of, lengths, pairs.lengths, hp, seed, **kwargs)
+
+
+# -------------------------------------------------------------------- how good is a reward model
+
+
+def judge(score, sources, rated, references):
+    """Measures of a reward on held-out sources, each in [-1, 1] or [0, 1].
+
+    score(sources, outputs) -> (n,); rated: Pairs of held-out sources with their true ratings;
+    references: the human target of each source. Within a source is what filtering needs.
+    """
+    given = score([sources[i] for i in rated.source], rated.targets())
+    of_reference = score(sources, references)
+    true = rated.reward
+    same = rated.source[:, None] == rated.source
+    above = true[:, None] > true
+    ordered = np.sign(given[:, None] - given)
+    return {
+        "pearson": float(np.corrcoef(given, true)[0, 1]),
+        "spearman": float(np.corrcoef(ranks(given), ranks(true))[0, 1]),
+        "kendall": kendall(given, true),
+        # a tie counts half
+        "pairs within a source": float((ordered[same & above] + 1).mean() / 2),
+        "reference above a sample": float((of_reference[rated.source] > given).mean()),
+    }
+
+
+def ranks(x):
+    """Ranks from 0, ties sharing their mean rank, as Spearman's coefficient wants them."""
+    _, inverse, counts = np.unique(x, return_inverse=True, return_counts=True)
+    last = np.cumsum(counts) - 1
+    return (last - (counts - 1) / 2)[inverse]
+
+
+def kendall(x, y):
+    """Kendall's τ-b, corrected for ties."""
+    dx, dy = np.sign(x[:, None] - x), np.sign(y[:, None] - y)
+    return float((dx * dy).sum() / np.sqrt((dx != 0).sum() * (dy != 0).sum()))
+
+
+def unit_tests(score, sources, references, seed=0):
+    """The paper's checks: the mean reward of references, and of references made bad on purpose."""
+    rng = np.random.default_rng(seed)
+    words = [np.asarray(y)[np.asarray(y) != EOS] for y in references]
+    end = [EOS]
+    made = {
+        "the reference": words,
+        "its words shuffled": [rng.permutation(y) for y in words],
+        "repeated twice": [np.concatenate([y, y]) for y in words],
+        "empty": [y[:0] for y in words],
+        "another source's": words[1:] + words[:1],
+    }
+    return {name: float(score(sources, [np.concatenate([y, end]) for y in outputs]).mean())
+            for name, outputs in made.items()}
+
+
+def checked(reward):
+    """A user's own reward function, with its answers checked: n finite numbers in [0, 1]."""
+
+    def score(sources, outputs):
+        scores = np.asarray(reward(sources, outputs), np.float32)
+        if scores.shape != (len(outputs),):
+            raise ValueError(f"the reward gave shape {scores.shape} for {len(outputs)} outputs")
+        bad = ~np.isfinite(scores) | (scores < 0) | (scores > 1)
+        if bad.any():
+            raise ValueError(f"the reward of output {int(bad.argmax())} is {scores[bad.argmax()]}; "
+                             "it must be a finite number in [0, 1]")
+        return scores
+
+    return score

@@ -1,0 +1,224 @@
+"""A run's folder and a program's command line, so that rest.py can stay Algorithm 1.
+
+    runs/toy/
+      config.json     all settings, versions, seed
+      metrics.jsonl   one object per event
+      samples.txt     fixed test sources with their outputs and scores, after each step
+      steps/          what each finished step made: weights and rows (.pt), pairs (.npz)
+      checkpoint.pt   where the unfinished step stands, if it is a training step
+      policy.pt, reward.pt, results.json, *.png                     what comes out in the end
+
+A run is a row of named steps. Each draws only from generators that its own seeds make, so to resume
+is to load what the finished steps made, and to do the others: `run.step(name, make)` does both.
+
+Left out: a lock against two processes in one folder, and anything remote.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import platform
+import sys
+import time
+import types
+import typing
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from train import Pairs, write
+
+
+class UserError(Exception):
+    """Something that the person at the keyboard can mend. Shown as one line, exit code 2."""
+
+
+class Stopped(Exception):
+    """The step named by --stop-after is done."""
+
+
+# ------------------------------------------------------------------------------------- settings
+
+
+def setting(default, text, choices=None):
+    """A dataclass field that knows its line of help."""
+    return dataclasses.field(default=default, metadata={"help": text, "choices": choices})
+
+
+@dataclasses.dataclass
+class RunSettings:
+    """Where a run lies and how it goes on."""
+
+    out: str = setting("", "folder of the run (default: a new numbered one under runs/)")
+    resume: bool = setting(False, "go on with the run in that folder, or start it if there is none")
+    stop_after: str = setting("", "stop when this step is done (bc, reward, grow-1, score-1, "
+                              "improve-1-0, ...); --resume goes on")
+    show: int = setting(0, "show so many kept and dropped pairs of each filter of a run, and end")
+    device: str = setting("", "cpu or cuda (default: cuda where there is one)")
+
+
+def parse(cls, argv=None, description="", presets=None):
+    """An instance of the dataclass `cls` from the command line; an unknown flag is an error.
+
+    presets: named dicts of other defaults, chosen by --preset.
+    """
+    parser = argparse.ArgumentParser(description=description, allow_abbrev=False,
+                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    if presets:
+        parser.add_argument("--preset", choices=list(presets), default=next(iter(presets)),
+                            help="named set of defaults")
+    for field in dataclasses.fields(cls):
+        kind, many = plain_type(field.type)
+        how = ({"action": argparse.BooleanOptionalAction} if kind is bool else
+               {"type": kind, "choices": field.metadata.get("choices")})
+        if many:
+            how["nargs"] = "+"
+        parser.add_argument("--" + field.name.replace("_", "-"), default=field.default,
+                            help=field.metadata.get("help", "-"), **how)
+    if presets:
+        chosen, _ = parser.parse_known_args(argv)
+        parser.set_defaults(**presets[chosen.preset])
+    values = vars(parser.parse_args(argv))
+    values.pop("preset", None)
+    return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+
+
+def plain_type(annotation):
+    """int -> (int, False); tuple[int, ...] -> (int, True); int | None -> (int, False)"""
+    if typing.get_origin(annotation) is tuple:
+        return typing.get_args(annotation)[0], True
+    if isinstance(annotation, types.UnionType):
+        return typing.get_args(annotation)[0], False
+    return annotation, False
+
+
+def guarded(main):
+    """Run a program: what a person can mend is one line on standard error and exit code 2."""
+    try:
+        main()
+    except (UserError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except Stopped as stop:
+        print(stop)
+    except KeyboardInterrupt:
+        print("\nstopped; --resume with the same --out goes on", file=sys.stderr)
+        sys.exit(130)
+
+
+# --------------------------------------------------------------------------------------- folder
+
+NOT_COMPARED = {field.name for field in dataclasses.fields(RunSettings)}
+
+
+class Run:
+    """The folder of one run: opened, or gone on with."""
+
+    def __init__(self, settings, program):
+        self.folder = choose_folder(settings, program)
+        self.stop_after, self.checkpoint = settings.stop_after, self.folder / "checkpoint.pt"
+        config = {"program": program, "settings": dataclasses.asdict(settings),
+                  "versions": {"python": platform.python_version(), "torch": torch.__version__,
+                               "numpy": np.__version__}, "threads": torch.get_num_threads()}
+        config = json.loads(json.dumps(config))
+        old = self.folder / "config.json"
+        if old.exists():
+            compare(json.loads(old.read_text())["settings"], config["settings"], self.folder)
+        (self.folder / "steps").mkdir(parents=True, exist_ok=True)
+        self.save_json("config.json", config)
+        metrics = self.folder / "metrics.jsonl"
+        lines = metrics.read_text().splitlines() if metrics.exists() else []
+        self.times = {e["step"]: e["seconds"] for e in map(json.loads, lines)
+                      if e["event"] == "step"}
+        self.begin = time.monotonic()
+        self.before = sum(self.times.values())  # seconds spent by earlier processes
+
+    def step(self, name, make):
+        """What make() makes, Pairs or a dict of tensors and plain values: made once, then kept."""
+        file = self.folder / "steps" / name
+        pairs, other = file.with_name(name + ".npz"), file.with_name(name + ".pt")
+        if pairs.exists():
+            return Pairs.load(pairs)
+        if other.exists():
+            return torch.load(other, weights_only=True)
+        begin = time.monotonic()
+        made = make()
+        if isinstance(made, Pairs):
+            made.save(pairs)
+        else:
+            write(other, lambda f: torch.save(made, f))
+        self.times[name] = time.monotonic() - begin
+        self.log("step", step=name, seconds=self.times[name])
+        if name == self.stop_after:
+            raise Stopped(f"{name} is done; --resume --out {self.folder} goes on")
+        return made
+
+    def seconds(self, name):
+        return self.times.get(name, 0.0)
+
+    def log(self, event, **values):
+        line = json.dumps({"event": event, **values})
+        with open(self.folder / "metrics.jsonl", "a") as file:
+            file.write(line + "\n")
+        if event == "warning":
+            tqdm.write("warning: " + values["text"])
+
+    def logger(self, step):
+        return lambda event: self.log("train", step=step, **event)
+
+    def elapsed(self):
+        """Seconds of the whole run, the finished steps of interrupted processes included."""
+        return self.before + time.monotonic() - self.begin
+
+    def progress(self, title):
+        """Wraps an iterable in a progress bar."""
+        return lambda items: tqdm(items, desc=title, leave=False, dynamic_ncols=True)
+
+    def save_json(self, name, content):
+        write(self.folder / name, lambda f: f.write(json.dumps(content, indent=1).encode()))
+
+    def save_weights(self, name, model, **more):
+        content = {"config": dataclasses.asdict(model.config if hasattr(model, "config")
+                                                else model.body.config),
+                   "weights": model.state_dict(), **more}
+        write(self.folder / name, lambda f: torch.save(content, f))
+
+    def append(self, name, text):
+        with open(self.folder / name, "a", encoding="utf-8") as file:
+            file.write(text)
+
+
+def choose_folder(settings, program):
+    """--out; else the newest numbered folder to resume, or a new one."""
+    if settings.out:
+        folder = Path(settings.out)
+        if folder.exists() and not folder.is_dir():
+            raise UserError(f"--out {folder} is a file, not a folder")
+        if (folder / "config.json").exists() and not (settings.resume or settings.show):
+            raise UserError(f"{folder} holds a run already: --resume goes on with it, "
+                            "another --out starts a new one")
+        return folder
+    number = 1
+    while (Path("runs") / f"{program}-{number}").exists():
+        number += 1
+    if (settings.resume or settings.show) and number > 1:
+        number -= 1
+    return Path("runs") / f"{program}-{number}"
+
+
+def compare(old, new, folder):
+    """A run goes on only with the settings that it was begun with."""
+    changed = [f"{k} was {old.get(k)}, now {new.get(k)}" for k in {**old, **new}
+               if k not in NOT_COMPARED and old.get(k) != new.get(k)]
+    if changed:
+        raise UserError(f"{folder} was begun with other settings: {'; '.join(changed)}")
+
+
+def choose_device(name):
+    if name and name != "cpu" and not torch.cuda.is_available():
+        raise UserError(f"--device {name}, but this PyTorch sees no CUDA device")
+    return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+
