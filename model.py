@@ -263,7 +263,7 @@ class Cache:
         self.layers = [LayerCache(capacity) for _ in model.decoder]
 
     def select(self, sources, samples):
-        """Keep the given sources (B',), and of each the given rows (B', N'), in that order."""
+        """Keep the given sources (B',), rising, and of each the given rows (B', N'), in any order."""
         if len(sources) < len(self.mask):
             self.mask = self.mask[sources]
             self.memories = [[x[sources] for x in memory] for memory in self.memories]
@@ -322,7 +322,7 @@ def sample(model, src, n_samples=1, max_len=None, temperature=1.0, top_k=0, top_
                     break
                 row, last, live = compact(cache, row, last, live)
         longest = int((tokens != PAD).any(0).sum())
-    shape = (len(src), n_samples, longest)  # clone: inference tensors cannot be trained on
+    shape = (len(src), n_samples, longest)  # clone, to let go of the unused width
     return Samples(tokens[:, :longest].clone().view(shape),
                    logprobs[:, :longest].clone().view(shape))
 
@@ -337,10 +337,9 @@ def draw(logits, u, temperature, top_k=0, top_p=1.0):
         return logits.argmax(-1)
     probs = truncate((logits / temperature).softmax(-1), top_k, top_p)
     cdf = probs.cumsum(-1)
-    total = cdf[..., -1]
-    # u * total may round up to total, past the last entry that can be drawn; and right=True takes
-    # the first entry whose CDF is above 0 when u = 0, never one of probability 0.
-    point = torch.minimum(u * total, total.nextafter(torch.zeros_like(total)))
+    # u < 1, so the point lies below the total; right=True takes the first entry whose CDF is above
+    # the point, even at u = 0: never one of probability 0.
+    point = u * cdf[..., -1]
     return torch.searchsorted(cdf, point[..., None], right=True)[..., 0]
 
 
@@ -384,7 +383,8 @@ def beam_search(model, src, beam=5, max_len=None, length_penalty=1.0):
     """The best finished hypothesis of each source by log π(y|x) / |y|^length_penalty.
 
     Returns tokens (B, T): no bos, eos kept, pad after it. A source is done when `beam` of its
-    hypotheses have ended; one none of whose hypotheses ended gets its best unfinished one.
+    hypotheses have ended and none that goes on is better than the best of them; one none of whose
+    hypotheses ended gets its best unfinished one.
     """
     max_len = model.config.max_len if max_len is None else max_len
     check(beam >= 1, f"beam = {beam}, but must be at least 1")
@@ -397,9 +397,10 @@ def beam_search(model, src, beam=5, max_len=None, length_penalty=1.0):
         source = torch.arange(n_sources, device=src.device)  # of the output, for each row here
         history = src.new_full((n_sources, beam, max_len), PAD)
         last = src.new_full((n_sources, beam), BOS)
-        score = torch.full((n_sources, beam), -math.inf, device=src.device)
+        precision = torch.promote_types(model.embedding.weight.dtype, torch.float32)
+        score = torch.full((n_sources, beam), -math.inf, dtype=precision, device=src.device)
         score[:, 0] = 0.0  # at first all beams are the same: let only one of them speak
-        best_score = torch.full((n_sources,), -math.inf, device=src.device)
+        best_score = torch.full_like(score[:, 0], -math.inf)
         ended = torch.zeros_like(source)
         for t in range(max_len):
             logprobs = at_least_float32(model.step(last, cache)).log_softmax(-1)
@@ -421,7 +422,8 @@ def beam_search(model, src, beam=5, max_len=None, length_penalty=1.0):
             # The best others go on.
             score, going = candidate.masked_fill(ends, -math.inf).topk(beam)
             parent, last = parent.gather(1, going), token.gather(1, going)
-            alive = (ended < beam).nonzero()[:, 0]
+            hope = score[:, 0] / (t + 1) ** length_penalty > best_score[source]
+            alive = ((ended < beam) | hope).nonzero()[:, 0]
             if len(alive) == 0 or t == max_len - 1:
                 break
             history = history[alive[:, None], parent[alive]]

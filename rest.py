@@ -36,6 +36,7 @@ class Settings:
     grow: int = setting(2, "Grow steps G")
     improve: tuple[int, ...] = setting((4, 3), "Improve steps I, one number for each Grow")
     samples: int = setting(8, "samples per source in each Grow")
+    grow_sources: int = setting(0, "sources of each Grow, drawn at random; 0 is all of D's")
     temperature: float = setting(0.8, "sampling temperature of Grow")
     top_k: int = setting(0, "Grow samples among the k likeliest tokens; 0 is off")
     top_p: float = setting(1.0, "Grow samples among the tokens that hold this probability")
@@ -65,6 +66,7 @@ class Settings:
     rows: int = setting(1024, "outputs drawn at once")
     precision: str = setting("float32", "of training and sampling",
                              choices=("float32", "bfloat16"))
+    compile: bool = setting(False, "torch.compile the training step of the policy")
     seed: int = setting(0, "of everything that is random")
 
     def training(self, **changes):
@@ -251,12 +253,13 @@ def improve(policy, pairs, sources, settings, hp, seed, loss="bc", frozen=Frozen
     device = policy.embedding.weight.device
     reward = torch.from_numpy(pairs.reward).to(device)
     log_eta = torch.zeros((), device=device, requires_grad=True)  # V-MPO's temperature, its log
+    forward = torch.compile(policy, dynamic=True) if settings.compile else policy
     clock = {"updates": 0, "copy": copy.deepcopy(policy) if loss == "gold" else None}
 
     def loss_of(index, progress):
         src = pad([sources[i] for i in pairs.source[index]], device)
         tokens = pad(pairs.targets(index), device)
-        logits = policy(src, shift_right(tokens)).float()
+        logits = forward(src, shift_right(tokens)).float()
         if loss == "bc":
             return losses.bc(logits, tokens, settings.label_smoothing)
         mask = (tokens != PAD).float()
@@ -338,6 +341,14 @@ def logprobs_of(policy, sources, pairs, batch_tokens=8192):
     return out
 
 
+def bc_row(bc, task, settings, run):
+    """The first row of the results, "BC (G=0, I=0)"."""
+    row = run.step("evaluate-bc", lambda: evaluate(bc, bc, task, settings))
+    return {"name": "BC", "loss": "bc", "grow": 0, "improve": 0, "threshold": None,
+            "kept_samples": None, "kept_data": 1.0, "samples": 0, "distinct_samples": 0,
+            "seconds": run.seconds("bc"), **row}
+
+
 def best_of_n(policy, task, settings, counts=(1, 2, 4, 8, 16, 32, 64)):
     """For each N the mean reward, and the outputs chosen: the best of the first N samples."""
     drawn = grow(policy, task.test_sources, max(counts), (settings.seed, 103), task.max_len,
@@ -360,15 +371,17 @@ def rest(bc, task, settings, run):
     policy, drawn, fingers, start = bc, 0, [], time.monotonic()
     for g in range(1, settings.grow + 1):
         # Grow: samples of the current policy, joined with D; all scored once.
+        chosen = some_sources(task, settings, g)
         samples = run.step(f"grow-{g}", lambda: grow(
-            policy, task.sources, settings.samples, (settings.seed, g), task.max_len,
-            settings.temperature, settings.top_k, settings.top_p, settings.rows,
+            policy, [task.sources[i] for i in chosen], settings.samples, (settings.seed, g),
+            task.max_len, settings.temperature, settings.top_k, settings.top_p, settings.rows,
             settings.precision, run.progress(f"Grow {g}")))
+        samples = replace(samples, source=chosen[samples.source])
         if settings.distinct:
             samples = samples.select(distinct(samples))
         D_g = run.step(f"score-{g}", lambda: score(Pairs.join([samples, task.data]),
                                                    task.sources, task.reward))
-        drawn += settings.samples * len(task.sources)
+        drawn += settings.samples * len(chosen)
         fingers.append(fingerprints(samples))
         run.log("grow", grow=g, **describe(D_g, run.seconds(f"grow-{g}")))
         frozen = Frozen(bc=bc, behaviour=policy)
@@ -391,6 +404,15 @@ def rest(bc, task, settings, run):
                     "kept_data": float(kept[D_g.human].mean()), "samples": drawn,
                     "distinct_samples": len(np.unique(np.concatenate(fingers)))}
             yield row, policy, D_g, kept
+
+
+def some_sources(task, settings, g):
+    """The sources that this Grow samples for: all of them, or a random part."""
+    n = len(task.sources)
+    if settings.grow_sources == 0 or settings.grow_sources >= n:
+        return np.arange(n, dtype=np.int32)
+    rng = np.random.default_rng((settings.seed, g, 55))
+    return np.sort(rng.choice(n, settings.grow_sources, replace=False)).astype(np.int32)
 
 
 def improve_step(policy, pairs, task, settings, hp, frozen, run, g, i, bc):
@@ -450,7 +472,7 @@ def online(bc, task, settings, run):
     """
     def make():
         policy, begin = copy.deepcopy(bc), time.monotonic()
-        budget = settings.ppo_samples or settings.samples * len(task.sources)
+        budget = settings.ppo_samples or settings.samples * len(some_sources(task, settings, 1))
         rounds = max(1, budget // settings.ppo_batch)
         per_round = max(1, settings.ppo_batch // settings.ppo_group)
         hp = settings.training(updates=settings.ppo_updates, lr=settings.ppo_lr, warmup=0,

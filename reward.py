@@ -146,25 +146,27 @@ def train_value(model, sources, pairs, hp, seed, **kwargs):
 
 
 def judge(score, sources, rated, references):
-    """Measures of a reward on held-out sources, each in [-1, 1] or [0, 1].
+    """Measures of a reward on held-out sources: correlations in [-1, 1], shares in [0, 1].
 
     score(sources, outputs) -> (n,); rated: Pairs of held-out sources with their true ratings;
-    references: the human target of each source. Within a source is what filtering needs.
+    references: the human target of each source, or None. Within a source is what filtering needs.
     """
     given = score([sources[i] for i in rated.source], rated.targets())
-    of_reference = score(sources, references)
     true = rated.reward
     same = rated.source[:, None] == rated.source
     above = true[:, None] > true
     ordered = np.sign(given[:, None] - given)
-    return {
+    measures = {
         "pearson": float(np.corrcoef(given, true)[0, 1]),
         "spearman": float(np.corrcoef(ranks(given), ranks(true))[0, 1]),
         "kendall": kendall(given, true),
         # a tie counts half
         "pairs within a source": float((ordered[same & above] + 1).mean() / 2),
-        "reference above a sample": float((of_reference[rated.source] > given).mean()),
     }
+    if references is not None:
+        above = score(sources, references)[rated.source] > given
+        measures["reference above a sample"] = float(above[true < 1].mean())
+    return measures
 
 
 def ranks(x):
@@ -194,6 +196,14 @@ def unit_tests(score, sources, references, seed=0):
     }
     return {name: float(score(sources, [np.concatenate([y, end]) for y in outputs]).mean())
             for name, outputs in made.items()}
+
+
+def table(judged, tests):
+    """Both of these as text."""
+    lines = ["reward model, on held-out sources"]
+    lines += [f"  {name:28}{value:6.2f}" for name, value in judged.items()]
+    lines += ["  mean reward of"] + [f"    {name:26}{100 * value:6.1f}" for name, value in tests.items()]
+    return "\n".join(lines)
 
 
 def checked(reward):

@@ -162,7 +162,7 @@ def main(argv=None):
     report = Report(run, ["reward", "greedy_reward", "oracle", "greedy_oracle", "entropy",
                           "kl_to_bc", "kept_samples", "kept_data", "samples", "distinct_samples",
                           "seconds"], lambda policy, row: examples(policy, row, task, language))
-    report.add(bc_row(bc, task, settings, run), bc)
+    report.add(rest.bc_row(bc, task, settings, run), bc)
     for row, policy, D_g, kept in rest.rest(bc, task, settings, run):
         report.add(row, policy)
     if settings.ppo:
@@ -173,13 +173,6 @@ def main(argv=None):
     print(report)
     print(best_of_n_table(best, "oracle"))
     finish(run, "toy", report.rows, best, policy, model)
-
-
-def bc_row(bc, task, settings, run):
-    row = run.step("evaluate-bc", lambda: rest.evaluate(bc, bc, task, settings))
-    return {"name": "BC", "loss": "bc", "grow": 0, "improve": 0, "threshold": None,
-            "kept_samples": None, "kept_data": 1.0, "samples": 0, "distinct_samples": 0,
-            "seconds": run.seconds("bc"), **row}
 
 
 def examples(policy, row, task, language, count=3):
@@ -247,10 +240,7 @@ def train_reward_model(bc, rated_sources, held_out, language, settings, run):
     made = run.step("reward", make)
     model.load_state_dict(made["reward"])
     run.log("reward_model", judged=made["judged"], unit_tests=made["unit_tests"])
-    print(f"reward model: {run.seconds('reward'):.0f} s; on held-out sources, against the oracle: "
-          + ", ".join(f"{name} {value:.2f}" for name, value in made["judged"].items()))
-    print("  mean reward of " + ", ".join(f"{name}: {100 * value:.0f}"
-                                          for name, value in made["unit_tests"].items()))
+    print(rm.table(made["judged"], made["unit_tests"]))
     return model.eval()
 
 

@@ -443,7 +443,7 @@ def reference_beam(net, source, beam, max_len, length_penalty):
                 n_ended += 1
                 best = max(best, (score / t**length_penalty, tokens))
         beams = [candidate for candidate in candidates if candidate[1][-1] != EOS][:beam]
-        if n_ended >= beam:
+        if n_ended >= beam and beams[0][0] / t**length_penalty <= best[0]:
             break
     return (beams[0][1], False) if best[1] is None else (best[1], True)
 

@@ -1,0 +1,454 @@
+"""ReST on real translation data: the loop of rest.py behind a tokenizer, BLEU and chrF.
+
+    python train_mt.py                                # Multi30k De-En, about an hour on 2 cores
+    python train_mt.py --preset smoke                 # a minute, to see that everything runs
+    python train_mt.py --preset gpu --data DIR        # the paper's IWSLT14 size, on one GPU
+    python train_mt.py --data DIR --src de --tgt en   # DIR/train.de, train.en, val.*, test.* (.gz)
+    python train_mt.py translate --run runs/mt-1 < in.txt > out.txt
+
+By default the reward model learns from ratings made here: chrF against the reference, for samples
+of the BC policy at several temperatures, for references, and for references damaged on purpose. It
+never sees a reference itself, so it can judge new outputs. --ratings FILE.tsv trains it on human
+ratings instead, and --reward module:function replaces it by your own.
+
+Left out: back-translation, ensembling, sub-word regularisation, tagging of languages.
+"""
+
+import argparse
+import importlib
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import rest
+import reward as rm
+from data import Tokenizer, download_multi30k, read_parallel, read_ratings
+from model import EOS, Config, Transformer, beam_search
+from report import Report, best_of_n_table, finish, label, look
+from run import Run, RunSettings, UserError, choose_device, guarded, parse, setting
+from train import Pairs, by_length, pad
+
+
+@dataclass
+class Settings(RunSettings, rest.Settings):
+    """The program's settings; a preset is another set of defaults."""
+
+    data: str = setting("", "folder with train.*, val.*, test.* (default: download Multi30k)")
+    cache: str = setting("data", "where downloads are kept")
+    src: str = setting("de", "ending of the source files")
+    tgt: str = setting("en", "ending of the target files")
+    vocab_size: int = setting(4000, "BPE vocabulary, shared by both languages")
+    max_len: int = setting(64, "longest sentence in tokens; longer training pairs are dropped")
+    d_model: int = setting(128, "width of the transformers")
+    heads: int = setting(4, "attention heads")
+    encoder_layers: int = setting(3, "encoder layers")
+    decoder_layers: int = setting(3, "decoder layers")
+    d_ff: int = setting(512, "hidden width of the feed-forward blocks")
+    dropout: float = setting(0.2, "dropout")
+    label_smoothing: float = setting(0.1, "label smoothing of the BC loss")
+    bc_updates: int = setting(6500, "most updates of BC")
+    bc_lr: float = setting(2e-3, "peak learning rate of BC")
+    bc_evaluate_every: int = setting(500, "updates of BC between two looks at validation BLEU")
+    ratings: str = setting("", "tab-separated human ratings: source, target, score")
+    lower_is_better: bool = setting(False, "in --ratings, a lower score is a better translation")
+    reward: str = setting("", "your own reward, module:function(sources, outputs) -> (n,) on text")
+    preferences: bool = setting(False, "train the reward model on preferences, not ratings")
+    rated_sources: int = setting(8000, "training sources that ratings are made for")
+    rated_temperatures: tuple[float, ...] = setting((0.5, 1.0, 1.5), "of the rated samples")
+    reward_updates: int = setting(2000, "most updates of the reward model")
+    reward_lr: float = setting(5e-4, "peak learning rate of the reward model")
+    batch_tokens: int = setting(1024, "padded tokens of a training batch")
+    grow_sources: int = setting(10000, "sources of each Grow, drawn at random; 0 is all of D's")
+    updates: int = setting(400, "most updates of an Improve")
+    evaluate_every: int = setting(200, "updates between two looks at the reward on validation")
+    lr: float = setting(5e-4, "peak learning rate of the first Improve of each Grow")
+    rows: int = setting(512, "outputs drawn at once")
+    beam: int = setting(5, "beam of the BLEU that is reported beside greedy")
+    ppo: bool = setting(True, "run the PPO baseline")
+    best_of: int = setting(32, "largest N of best-of-N")
+    limit: int = setting(0, "use only so many training, validation and test pairs; 0 is all")
+
+
+PRESETS = {
+    "cpu": {},
+    "smoke": dict(vocab_size=600, d_model=32, encoder_layers=1, decoder_layers=1, d_ff=64,
+                  bc_updates=60, bc_evaluate_every=60, rated_sources=100, reward_updates=30,
+                  grow=1, improve=(2,), grow_sources=100, samples=4, updates=20, evaluate_every=20,
+                  ppo_batch=64, ppo_samples=128, best_of=4, limit=400, max_len=40, beam=2),
+    "gpu": dict(vocab_size=32000, d_model=512, heads=4, encoder_layers=6, decoder_layers=6,
+                d_ff=1024, dropout=0.3, max_len=128, batch_tokens=16384, bc_updates=40000,
+                bc_lr=7e-4, bc_evaluate_every=2000, rated_sources=40000, reward_updates=8000,
+                reward_lr=2e-4, grow=2, improve=(5, 5), samples=100, grow_sources=0, updates=8000,
+                evaluate_every=1000, lr=2e-4, rows=4096, ppo_batch=2048, ppo_group=16,
+                thresholds=(0.5, 0.7, 0.8, 0.9, 0.95), precision="bfloat16", compile=True),
+}
+
+
+# ------------------------------------------------------------------------------------------ text
+
+
+class Texts:
+    """A parallel corpus, its tokenizer, and both as ids."""
+
+    def __init__(self, settings, run):
+        folder = settings.data or download_multi30k(Path(settings.cache))
+        self.corpora = {split: read_parallel(folder, split, settings.src, settings.tgt)
+                        for split in ("train", "val", "test")}
+        for split, corpus in self.corpora.items():
+            if corpus.dropped:
+                run.log("warning", text=f"{split}: {corpus.dropped} pairs with a blank side dropped")
+            if settings.limit:
+                del corpus.sources[settings.limit :], corpus.targets[settings.limit :]
+        self.max_len, path, train = settings.max_len, run.folder / "tokenizer.json", self["train"]
+        if not path.exists():
+            Tokenizer.train(train.sources + train.targets, settings.vocab_size).save(path)
+        self.tokenizer = Tokenizer.load(path)
+        if self.tokenizer.vocab_size < settings.vocab_size:
+            run.log("warning", text=f"the corpus gives only {self.tokenizer.vocab_size} entries of "
+                    f"the {settings.vocab_size} asked for")
+        self.drop_long(run)
+
+    def __getitem__(self, split):
+        return self.corpora[split]
+
+    def drop_long(self, run):
+        train = self["train"]
+        pairs = [(x, y) for x, y in zip(train.sources, train.targets)
+                 if max(len(self.tokenizer.encode(s)) for s in (x, y)) < self.max_len]
+        if not pairs:
+            raise UserError(f"no training pair has fewer than {self.max_len} tokens: --max-len")
+        if len(pairs) < len(train.sources):
+            run.log("warning", text=f"train: {len(train.sources) - len(pairs)} pairs of "
+                    f"{self.max_len} tokens or more dropped")
+        train.sources, train.targets = map(list, zip(*pairs))
+
+    def ids(self, lines):
+        """Ids that end in eos; a line that is too long is cut, and not dropped."""
+        return [np.array(self.tokenizer.encode(line)[: self.max_len - 1] + [EOS])
+                for line in lines]
+
+    def text(self, ids):
+        return self.tokenizer.decode([int(i) for i in ids])
+
+    def lines(self, targets):
+        return [self.text(ids) for ids in targets]
+
+
+def sacrebleu():
+    """The package, which is needed for BLEU, for chrF, and for the ratings made from chrF."""
+    try:
+        return importlib.import_module("sacrebleu")
+    except ImportError:
+        raise UserError('this program needs sacrebleu: pip install -e ".[mt]"') from None
+
+
+def bleu_chrf(outputs, references):
+    """Corpus BLEU and chrF, 0 to 100, and the signature that says how they were computed."""
+    bleu, chrf = sacrebleu().BLEU(), sacrebleu().CHRF()
+    return (bleu.corpus_score(outputs, [references]).score,
+            chrf.corpus_score(outputs, [references]).score, str(bleu.get_signature()))
+
+
+def beam_lines(policy, texts, sources, beam):
+    """Beam-search translations of id sources, in their order."""
+    out, device = [None] * len(sources), policy.embedding.weight.device
+    for index in by_length(np.array([len(x) for x in sources]), 2048):
+        best = beam_search(policy, pad([sources[i] for i in index], device), beam, texts.max_len)
+        for i, ids in zip(index, best.tolist()):
+            out[i] = texts.text(ids)
+    return out
+
+
+# --------------------------------------------------------------------------------------- ratings
+
+
+def made_ratings(bc, texts, split, n, settings):
+    """Ratings of n sources by chrF against the reference -> ids of the sources, rated Pairs.
+
+    What is rated: a sample of BC at each temperature, the reference, and two damaged references.
+    """
+    rng = np.random.default_rng((settings.seed, 3))
+    corpus = texts[split]
+    chosen = rng.permutation(len(corpus.sources))[:n]
+    sources = texts.ids([corpus.sources[i] for i in chosen])
+    references = [corpus.targets[i] for i in chosen]
+    source, lines = [], []
+    for k, temperature in enumerate(settings.rated_temperatures):
+        drawn = rest.grow(bc, sources, 1, (settings.seed, 4, k), texts.max_len, temperature,
+                          rows=settings.rows, precision=settings.precision)
+        source, lines = source + list(drawn.source), lines + texts.lines(drawn.targets())
+    source += 3 * list(range(len(sources)))
+    lines += references
+    for _ in range(2):
+        lines += [damage(y, references[rng.integers(len(references))], rng) for y in references]
+    chrf = sacrebleu().CHRF()
+    ratings = [chrf.sentence_score(y, [references[i]]).score / 100 for i, y in zip(source, lines)]
+    return sources, Pairs.of(source, texts.ids(lines), reward=ratings)
+
+
+def damage(text, other, rng):
+    """A reference made worse in one of six ways."""
+    words, others = text.split(), other.split()
+    n, kind = len(words), rng.integers(6)
+    if kind == 0:  # some words gone
+        return " ".join(w for w in words if rng.random() > 0.3)
+    if kind == 1:  # two halves changed places
+        cut = int(rng.integers(1, max(2, n)))
+        return " ".join(words[cut:] + words[:cut])
+    if kind == 2:  # shuffled
+        return " ".join(words[i] for i in rng.permutation(n))
+    if kind == 3:  # said twice, or in part
+        return " ".join(words + words[int(rng.integers(n)) :])
+    if kind == 4:  # some words from elsewhere
+        return " ".join(str(rng.choice(others)) if rng.random() < 0.3 else w for w in words)
+    return other  # the translation of something else
+
+
+def human_ratings(texts, settings):
+    """--ratings FILE -> ids of the sources, rated Pairs; equal sources are one."""
+    given, targets, scores = read_ratings(settings.ratings, settings.lower_is_better)
+    lines = list(dict.fromkeys(given))
+    place = {line: i for i, line in enumerate(lines)}
+    return texts.ids(lines), Pairs.of([place[x] for x in given], texts.ids(targets), reward=scores)
+
+
+def split_ratings(sources, rated, seed):
+    """Rated pairs of nine tenths of the sources to train on, and of one tenth to judge by."""
+    held_out = np.random.default_rng(seed).random(len(sources)) < 0.1
+    return rated.select(~held_out[rated.source]), rated.select(held_out[rated.source])
+
+
+# ----------------------------------------------------------------------------------------- steps
+
+
+def behaviour_cloning(task, texts, settings, run, device):
+    """The policy trained on D alone; the checkpoint with the best greedy BLEU on validation."""
+    torch.manual_seed(settings.seed)
+    policy = Transformer(Config(texts.tokenizer.vocab_size, settings.d_model, settings.heads,
+                                settings.encoder_layers, settings.decoder_layers, settings.d_ff,
+                                settings.dropout, settings.max_len)).to(device)
+
+    def validation_bleu():
+        greedy = rest.grow(policy, task.eval_sources, 1, (0,), task.max_len, temperature=0,
+                           rows=settings.rows, precision=settings.precision)
+        return bleu_chrf(texts.lines(greedy.targets()), texts["val"].targets)[0]
+
+    def show(event):
+        run.log("train", step="bc", **event)
+        print(f"  BC {event['update']:6d} updates  loss {event['loss']:.3f}  "
+              f"validation BLEU {event['score']:.1f}  {event['seconds']:.0f} s", flush=True)
+
+    def make():
+        hp = settings.training(updates=settings.bc_updates, lr=settings.bc_lr, warmup=400,
+                               evaluate_every=settings.bc_evaluate_every, patience=1000)
+        done = rest.improve(policy, task.data, task.sources, settings, hp, settings.seed,
+                            evaluate=validation_bleu, log=show, checkpoint=run.checkpoint)
+        return {"policy": policy.state_dict(), **done}
+
+    policy.load_state_dict(run.step("bc", make)["policy"])
+    return policy.eval()
+
+
+def train_reward_model(bc, texts, settings, run):
+    """The reward model, trained on the ratings there are, and how good it is on held-out ones."""
+    model = rm.RewardModel.from_policy(bc)
+
+    def make():
+        if settings.ratings:
+            sources, rated = human_ratings(texts, settings)
+            rated, test = split_ratings(sources, rated, settings.seed)
+            test_sources = sources
+        else:
+            sources, rated = made_ratings(bc, texts, "train", settings.rated_sources, settings)
+            test_sources, test = made_ratings(bc, texts, "val", 300, settings)
+        hp = settings.training(updates=settings.reward_updates, lr=settings.reward_lr, warmup=200)
+        rm.train_reward(model, sources, rated, hp, settings.seed, settings.preferences,
+                        log=run.logger("reward"), checkpoint=run.checkpoint)
+        val, references = (texts.ids(x[:300]) for x in (texts["val"].sources,
+                                                        texts["val"].targets))
+        judged = rm.judge(model.score, test_sources, test,
+                          None if settings.ratings else best_of_each(test, len(test_sources)))
+        return {"reward": model.state_dict(), "judged": judged,
+                "unit_tests": rm.unit_tests(model.score, val, references)}
+
+    made = run.step("reward", make)
+    model.load_state_dict(made["reward"])
+    run.log("reward_model", judged=made["judged"], unit_tests=made["unit_tests"])
+    print(rm.table(made["judged"], made["unit_tests"]))
+    return model.eval()
+
+
+def best_of_each(rated, n):
+    """The best-rated output of each source: in made ratings, the reference."""
+    order = np.lexsort((-rated.reward, rated.source))
+    first = order[np.searchsorted(rated.source[order], np.arange(n))]
+    return rated.targets(first)
+
+
+def own_reward(name, texts):
+    """--reward module:function, on text -> a function on ids, its answers checked."""
+    module, _, function = name.partition(":")
+    sys.path.insert(0, "")
+    try:
+        judge = rm.checked(getattr(importlib.import_module(module), function))
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UserError(f"--reward {name}: {error}; it is module:function") from None
+    return lambda sources, outputs: judge(texts.lines(sources), texts.lines(outputs))
+
+
+def metrics(texts, task, settings):
+    """BLEU and chrF of the outputs that a row reports, and the same on validation, to choose by."""
+    def measure(policy, sampled, greedy):
+        bleu, chrf, signature = bleu_chrf(texts.lines(greedy.targets()), texts["test"].targets)
+        beam, beam_chrf, _ = bleu_chrf(beam_lines(policy, texts, task.test_sources, settings.beam),
+                                       texts["test"].targets)
+        _, sampled_chrf, _ = bleu_chrf(texts.lines(sampled.targets()), texts["test"].targets)
+        draw = {"max_len": task.max_len, "rows": settings.rows, "precision": settings.precision}
+        val = rest.grow(policy, task.eval_sources, 1, (0,), temperature=0, **draw)
+        val_bleu, val_chrf, _ = bleu_chrf(texts.lines(val.targets()), texts["val"].targets)
+        val_reward = rest.mean_reward(policy, task.eval_sources, task.reward, settings,
+                                      task.max_len)
+        return {"bleu": bleu, "chrf": chrf, "beam_bleu": beam, "beam_chrf": beam_chrf,
+                "sampled_chrf": sampled_chrf, "val_bleu": val_bleu, "val_chrf": val_chrf,
+                "val_reward": val_reward, "signature": signature}
+
+    return measure
+
+
+def best_of_n(name, policy, task, texts, settings):
+    """Reward, BLEU and chrF of the best of N samples by reward, for N = 1, 2, 4, ..."""
+    counts = [2**k for k in range(settings.best_of.bit_length())]
+    for n, chosen in rest.best_of_n(policy, task, settings, counts):
+        bleu, chrf, _ = bleu_chrf(texts.lines(chosen.targets()), texts["test"].targets)
+        yield {"policy": name, "n": n, "reward": float(chosen.reward.mean()), "bleu": bleu,
+               "chrf": chrf}
+
+
+# --------------------------------------------------------------------------------------- program
+
+
+def train(argv):
+    settings = parse(Settings, argv, __doc__.split("\n")[0], PRESETS)
+    sacrebleu()
+    run, device = Run(settings, "mt"), choose_device(settings.device)
+    texts = Texts(settings, run)
+    sources, targets = texts.ids(texts["train"].sources), texts.ids(texts["train"].targets)
+    if settings.show:
+        return look(run, settings, lambda i: texts["train"].sources[i], texts.text, settings.show)
+    task = rest.Task(sources, Pairs.of(range(len(sources)), targets, human=True),
+                     texts.ids(texts["val"].sources), texts.ids(texts["test"].sources), None, None,
+                     settings.max_len)
+    print(f"{run.folder}: ReST {settings.src}-{settings.tgt}, {len(sources)} training pairs, "
+          f"vocabulary {texts.tokenizer.vocab_size}, seed {settings.seed}, on {device}", flush=True)
+    bc = behaviour_cloning(task, texts, settings, run, device)
+    model = None if settings.reward else train_reward_model(bc, texts, settings, run)
+    task.reward = own_reward(settings.reward, texts) if settings.reward else model.score
+    task.metrics = metrics(texts, task, settings)
+    report = Report(run, ["reward", "greedy_reward", "bleu", "beam_bleu", "chrf", "val_bleu",
+                          "entropy", "kl_to_bc", "kept_samples", "kept_data", "samples", "seconds"],
+                    lambda policy, row: examples(policy, task, texts))
+    report.add(rest.bc_row(bc, task, settings, run), bc)
+    for row, policy, D_g, kept in rest.rest(bc, task, settings, run):
+        report.add(row, policy)
+    last = label(row)
+    if settings.ppo:
+        report.add(*rest.online(bc, task, settings, run))
+    best = run.step("best-of-n", lambda: {"rows": [
+        entry for name, p in (("BC", bc), ("ReST", policy))
+        for entry in best_of_n(name, p, task, texts, settings)]})["rows"]
+    print(report)
+    print(best_of_n_table(best, "bleu"))
+    print_before_after(bc, policy, last, task, texts)
+    finish(run, "mt", report.rows, best, policy, model)
+
+
+def examples(policy, task, texts, count=5):
+    """Fixed test sentences: source, reference, greedy output and its reward."""
+    greedy = rest.grow(policy, task.test_sources[:count], 1, (0,), task.max_len, temperature=0)
+    greedy = rest.score(greedy, task.test_sources, task.reward)
+    lines = []
+    for i, ids in enumerate(greedy.targets()):
+        lines += [f"source     {texts['test'].sources[i]}", f"reference  {texts['test'].targets[i]}",
+                  f"output {100 * greedy.reward[i]:3.0f} {texts.text(ids)}"]
+    return lines
+
+
+def print_before_after(bc, policy, last, task, texts):
+    before, after = (examples(p, task, texts) for p in (bc, policy))
+    for at in range(0, len(before), 3):
+        print("\n" + "\n".join([*before[at : at + 2], f"BC     {before[at + 2][7:]}",
+                                f"{last}  {after[at + 2][7:]}"]))
+
+
+def translate(argv):
+    """Standard input to standard output, one line out for each line in."""
+    parser = argparse.ArgumentParser(prog="train_mt.py translate", description=translate.__doc__)
+    parser.add_argument("--run", required=True, help="folder of a finished run")
+    parser.add_argument("--beam", type=int, default=5, help="beam width")
+    parser.add_argument("--best-of", type=int, default=0, metavar="N",
+                        help="the best of N samples by the reward model, in place of the beam")
+    parser.add_argument("--show-scores", action="store_true",
+                        help="each output's reward, on standard error")
+    parser.add_argument("--device", default="", help="cpu or cuda")
+    parser.add_argument("--seed", type=int, default=0, help="of the samples")
+    args = parser.parse_args(argv)
+    folder, device = Path(args.run), choose_device(args.device)
+    texts = Texts.__new__(Texts)
+    texts.tokenizer = Tokenizer.load(folder / "tokenizer.json")
+    policy = load(folder / "policy.pt", Transformer, device)
+    texts.max_len = policy.config.max_len
+    lines = read_stdin()
+    sources = texts.ids(lines)
+    cut = sum(len(texts.tokenizer.encode(line)) >= texts.max_len for line in lines)
+    if cut:
+        print(f"warning: {cut} lines were cut at {texts.max_len} tokens", file=sys.stderr)
+    judge = None
+    if args.best_of or args.show_scores:
+        judge = load(folder / "reward.pt", rm.RewardModel, device).score
+    if args.best_of:
+        drawn = rest.grow(policy, sources, args.best_of, (args.seed,), texts.max_len)
+        scores = judge([sources[i] for i in drawn.source], drawn.targets())
+        best = scores.reshape(len(sources), args.best_of).argmax(1)
+        outputs = drawn.targets(np.arange(len(sources)) * args.best_of + best)
+        outputs = texts.lines(outputs)
+    else:
+        outputs = beam_lines(policy, texts, sources, args.beam)
+    outputs = [" ".join(y.split("\n")) if x.strip() else "" for x, y in zip(lines, outputs)]
+    if args.show_scores:
+        for score in judge(sources, texts.ids(outputs)):
+            print(f"{100 * score:.1f}", file=sys.stderr)
+    sys.stdout.buffer.write("".join(y + "\n" for y in outputs).encode())
+
+
+def read_stdin():
+    """Lines, counted by line feeds alone; what is not UTF-8 is refused."""
+    raw = sys.stdin.buffer.read().removesuffix(b"\n")
+    lines = []
+    for n, line in enumerate(raw.split(b"\n") if raw else [], 1):
+        try:
+            lines.append(line.decode())
+        except UnicodeDecodeError:
+            raise UserError(f"standard input, line {n}: not UTF-8") from None
+    return lines
+
+
+def load(path, cls, device):
+    """A policy or a reward model from what a run saved. Runs no code from the file."""
+    if not path.exists():
+        raise UserError(f"{path} is missing: --run wants the folder of a finished run")
+    content = torch.load(path, map_location=device, weights_only=True)
+    model = cls(Config(**content["config"])).to(device)
+    model.load_state_dict(content["weights"])
+    return model.eval()
+
+
+def main(argv=None):
+    argv = sys.argv[1:] if argv is None else argv
+    translate(argv[1:]) if argv[:1] == ["translate"] else train(argv)
+
+
+if __name__ == "__main__":
+    guarded(main)
