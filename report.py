@@ -2,13 +2,18 @@
 
     report = Report(run, columns, examples); report.add(row, policy)
     look(run, settings, source_text, target_text, count)         # --show
+    python report.py runs/toy-1 runs/toy-2 runs/toy-3            # mean and range over seeds
 """
+
+import json
+import sys
+from pathlib import Path
 
 import numpy as np
 
 import figures
-from rest import FILTERS, schedule
-from run import UserError
+from rest import GLOBAL, select
+from run import UserError, guarded
 from train import Pairs
 
 # key of a row -> title, width, and how its value is written; rewards are shown times 100
@@ -34,7 +39,6 @@ class Report:
 
     def add(self, row, policy):
         self.rows.append(row)
-        self.run.log("row", **row)
         if len(self.rows) == 1:
             print("\n" + self.head())
         print(self.line(row), flush=True)
@@ -62,6 +66,13 @@ def label(row):
         return row["name"]
     name = "ReST" if row["loss"] == "bc" else row["loss"].upper()
     return f"{name} ({row['grow']},{row['improve']})"
+
+
+def verdict(reward, row, settings):
+    """Whether this Improve's filter would keep an output, where τ is one number for all sources."""
+    if row["threshold"] is None or settings.filter not in GLOBAL:
+        return ""
+    return "kept " if reward > row["threshold"] else "dropped "
 
 
 def best_of_n_table(entries, metric):
@@ -99,9 +110,9 @@ def look(run, settings, source_text, target_text, count):
         if not file.exists():
             break
         found, D_g = True, Pairs.load(file)
-        for i, value in enumerate(schedule(settings, settings.improve[g - 1]), 1):
-            kept = FILTERS[settings.filter](D_g.source, D_g.reward, value)
-            print(f"\nGrow {g}, Improve {i}: {settings.filter} {value} keeps {kept.sum()} of "
+        for i in range(1, settings.improve[g - 1] + 1):
+            kept, tau = select(D_g, settings, i)
+            print(f"\nGrow {g}, Improve {i}: {settings.filter}, τ = {tau:.3f}, keeps {kept.sum()} of "
                   f"{len(kept)} pairs, {kept[D_g.human].mean():.0%} of D")
             for title, index in chosen(D_g.reward, kept, count):
                 print(f"  {title}")
@@ -122,3 +133,28 @@ def chosen(reward, kept, count):
     tau = reward[kept].min() if kept.any() else reward.max()
     nearest = np.argsort(np.abs(reward - tau), kind="stable")[:count]
     yield "nearest to the line", nearest[np.argsort(-reward[nearest], kind="stable")]
+
+
+# ------------------------------------------------------------------------------- over several runs
+
+
+def over_runs(folders):
+    """A table of the means over runs that differ in their seed, with the smallest and largest."""
+    runs = [json.loads((Path(folder) / "results.json").read_text()) for folder in folders]
+    columns = ["reward", "greedy_reward", *(["oracle", "greedy_oracle"] if runs[0]["task"] == "toy"
+                                            else ["bleu", "beam_bleu", "chrf", "val_bleu"])]
+    lines = [f"{len(runs)} runs: mean (smallest to largest)",
+             f"{'':12}" + "".join(f"{COLUMNS[k][0]:>22}" for k in columns)]
+    for row in runs[0]["rows"]:
+        same = [r for run in runs for r in run["rows"] if label(r) == label(row)]
+        cells = []
+        for key in columns:
+            values = [r[key] * COLUMNS[key][3] for r in same]
+            cells.append(f"{np.mean(values):.1f} ({min(values):.1f} to {max(values):.1f})")
+        lines.append(f"{label(row):12}" + "".join(f"{cell:>22}" for cell in cells))
+    lines.append("seconds: " + ", ".join(f"{run['seconds']:.0f}" for run in runs))
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    guarded(lambda: print(over_runs(sys.argv[1:])))

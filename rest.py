@@ -29,6 +29,11 @@ from run import UserError, setting
 from train import Pairs, Training, adamw, by_length, fit, pad
 
 
+THRESHOLDS = {"threshold": (0.7, 0.8, 0.9, 0.95, 0.99),  # the paper's, from its second one on
+              "quantile": (0.5, 0.7, 0.85, 0.95), "percentile": (50, 70, 80, 90),
+              "gamma": (0.2, 0.4, 0.6, 0.8), "top": (4, 3, 2, 1)}
+
+
 @dataclass
 class Settings:
     """What Algorithm 1 leaves open. Learning settings are the same for each Improve."""
@@ -41,10 +46,13 @@ class Settings:
     top_k: int = setting(0, "Grow samples among the k likeliest tokens; 0 is off")
     top_p: float = setting(1.0, "Grow samples among the tokens that hold this probability")
     distinct: bool = setting(False, "keep equal outputs of a source only once")
-    filter: str = setting("quantile", "what each threshold means, see rest.FILTERS",
-                          choices=("threshold", "quantile", "percentile", "gamma", "top"))
-    thresholds: tuple[float, ...] = setting((0.5, 0.7, 0.85, 0.95), "one for each Improve, rising "
-                                            "(falling for top); the last one serves on")
+    preferences: bool = setting(False, "train the reward model on preferences, not on ratings")
+    filter: str = setting("auto", "what a threshold means: a reward; a quantile of D_g's rewards; a "
+                          "percentile, a γ or a top-k within each source; auto is quantile, and "
+                          "percentile with --preferences",
+                          choices=("auto", "threshold", "quantile", "percentile", "gamma", "top"))
+    thresholds: tuple[float, ...] = setting((), "one for each Improve, rising (falling for top); the "
+                                            "last one serves on (default: see rest.THRESHOLDS)")
     loss: str = setting("bc", "what Improve minimises", choices=tuple(losses.LOSSES))
     updates: int = setting(300, "most updates of an Improve")
     batch_tokens: int = setting(2048, "padded tokens of a training batch")
@@ -68,6 +76,19 @@ class Settings:
                              choices=("float32", "bfloat16"))
     compile: bool = setting(False, "torch.compile the training step of the policy")
     seed: int = setting(0, "of everything that is random")
+
+    def __post_init__(self):
+        if self.filter == "auto":  # a preference model's scores have a free offset per source
+            self.filter = "percentile" if self.preferences else "quantile"
+        self.thresholds = self.thresholds or THRESHOLDS[self.filter]
+        steps = np.diff(self.thresholds) * (-1 if self.filter == "top" else 1)
+        if (steps <= 0).any():
+            order = "fall" if self.filter == "top" else "rise"
+            raise UserError(f"--thresholds {list(self.thresholds)} must {order}: each Improve has a "
+                            "stricter filter than the one before")
+        if len(self.improve) < self.grow:
+            raise UserError(f"--grow {self.grow} needs as many numbers after --improve, which has "
+                            f"{list(self.improve)}")
 
     def training(self, **changes):
         """These settings as those of one `fit`."""
@@ -221,16 +242,20 @@ def back(order, kept):
 
 FILTERS = {"threshold": above, "quantile": above_quantile, "percentile": above_percentile,
            "gamma": above_gamma, "top": top}
+GLOBAL = ("threshold", "quantile")  # one τ for all sources; the others have one for each
 
 
-def schedule(settings, n):
-    """The values of n Improve steps, checked to be ever stricter; the last one serves on."""
-    values = [settings.thresholds[min(i, len(settings.thresholds) - 1)] for i in range(n)]
-    given = np.diff(settings.thresholds) * (-1 if settings.filter == "top" else 1)
-    if (given <= 0).any():
-        raise UserError(f"thresholds {list(settings.thresholds)}: each must be stricter than the "
-                        f"one before ({'falling' if settings.filter == 'top' else 'rising'})")
-    return values
+def select(D_g, settings, i):
+    """The filter of Improve i -> (booleans (n,), τ): what it keeps, and the line it draws.
+
+    i = 0 keeps everything, τ = None. For a filter within each source τ is the setting's own value.
+    """
+    if i == 0:
+        return np.ones(len(D_g), bool), None
+    value = settings.thresholds[min(i, len(settings.thresholds)) - 1]
+    kept = FILTERS[settings.filter](D_g.source, D_g.reward, value)
+    tau = np.quantile(D_g.reward, value) if settings.filter == "quantile" else value
+    return kept, float(tau)
 
 
 # -------------------------------------------------------------------------------------- Improve
@@ -245,60 +270,90 @@ class Frozen:
     value: torch.nn.Module = None  # its value V(x, y_<t): OAC, BVMPO
 
 
+@dataclass
+class Batch:
+    """What the losses see of B pairs, padded."""
+
+    src: torch.Tensor  # (B, S)
+    tokens: torch.Tensor  # (B, T)
+    mask: torch.Tensor  # (B, T), 1 on real tokens
+    reward: torch.Tensor  # (B, 1); for PPO the advantage
+    old_logprobs: torch.Tensor  # (B, T), of the policy that drew them
+
+
+def collect(pairs, sources, index, device):
+    """The pairs at `index` as one Batch."""
+    tokens = pad(pairs.targets(index), device)
+    old = torch.zeros(tokens.shape, device=device)
+    old[tokens != PAD] = torch.from_numpy(pairs.select(index).logprobs).to(device)
+    reward = torch.from_numpy(pairs.reward[index]).to(device)[:, None]
+    return Batch(pad([sources[i] for i in pairs.source[index]], device), tokens,
+                 (tokens != PAD).float(), reward, old)
+
+
 def improve(policy, pairs, sources, settings, hp, seed, loss="bc", frozen=Frozen(), **kwargs):
     """Fine-tune `policy`, in place, on all of `pairs`; **kwargs go to `fit` (evaluate, log, ...).
 
     BC on D is this; so is each Improve, on what the filter kept, and each round of PPO.
     """
     device = policy.embedding.weight.device
-    reward = torch.from_numpy(pairs.reward).to(device)
-    log_eta = torch.zeros((), device=device, requires_grad=True)  # V-MPO's temperature, its log
     forward = torch.compile(policy, dynamic=True) if settings.compile else policy
-    clock = {"updates": 0, "copy": copy.deepcopy(policy) if loss == "gold" else None}
+    log_eta = torch.zeros((), device=device, requires_grad=True)  # V-MPO's temperature, its log
+    frozen_copy = FrozenCopy(policy, settings.gold_sync * hp.accumulate) if loss == "gold" else None
 
     def loss_of(index, progress):
-        src = pad([sources[i] for i in pairs.source[index]], device)
-        tokens = pad(pairs.targets(index), device)
-        logits = forward(src, shift_right(tokens)).float()
+        batch = collect(pairs, sources, index, device)
+        logits = forward(batch.src, shift_right(batch.tokens)).float()  # (B, T, V)
         if loss == "bc":
-            return losses.bc(logits, tokens, settings.label_smoothing)
-        mask = (tokens != PAD).float()
-        logprobs = logits.log_softmax(-1).gather(-1, tokens[..., None])[..., 0]
+            return losses.bc(logits, batch.tokens, settings.label_smoothing)
+        logprobs = logits.log_softmax(-1).gather(-1, batch.tokens[..., None])[..., 0]
         if loss == "gold":
-            if clock["updates"] % (settings.gold_sync * hp.accumulate) == 0:
-                clock["copy"].load_state_dict(policy.state_dict())
-            clock["updates"] += 1
-            with torch.no_grad():
-                now = token_logprobs(clock["copy"].eval(), src, tokens)
-                mle = token_logprobs(frozen.bc.eval(), src, tokens)
-            return losses.gold(logprobs, now, mle, mask, settings.gold_reward)
+            return losses.gold(logprobs, frozen_copy.logprobs(batch), known(frozen.bc, batch),
+                               batch.mask, settings.gold_reward)
         if loss == "ppo":
-            old = pad_floats([pairs.logprobs[a:b] for a, b in
-                              zip(pairs.starts[index], pairs.starts[index + 1])], device)
-            kl = losses.kl_divergence(logits, logits_of(frozen.bc, src, tokens))
-            advantages = reward[index][:, None].expand_as(logprobs)
-            return losses.ppo(logprobs, old, advantages, kl, mask, kl_weight=settings.ppo_kl)
-        with torch.no_grad():
-            values = frozen.value.eval()(src, tokens).sigmoid()
-        advantages = reward[index][:, None] - values
+            kl = losses.kl_divergence(logits, logits_of(frozen.bc, batch))
+            return losses.ppo(logprobs, batch.old_logprobs, batch.reward.expand_as(logprobs), kl,
+                              batch.mask, kl_weight=settings.ppo_kl)
+        advantages = batch.reward - values_of(frozen.value, batch)  # A_t = G_t - V(s_t)
         if loss == "oac":
-            return losses.oac(logprobs, advantages, mask)
-        kl = losses.kl_divergence(logits_of(frozen.behaviour, src, tokens), logits)
-        return losses.bvmpo(logprobs, advantages, kl, mask, log_eta, losses.anneal(progress))
+            return losses.oac(logprobs, advantages, batch.mask)
+        kl = losses.kl_divergence(logits_of(frozen.behaviour, batch), logits)
+        return losses.bvmpo(logprobs, advantages, kl, batch.mask, log_eta,
+                            losses.anneal(progress))
 
     lengths = np.maximum(pairs.lengths, np.array([len(sources[i]) for i in pairs.source]))
     extra = (log_eta,) if loss == "bvmpo" else ()
     return fit(policy, loss_of, lengths, pairs.lengths, hp, seed, extra=extra, **kwargs)
 
 
+class FrozenCopy:
+    """GOLD's π̃: a copy of the policy, made anew every so many calls."""
+
+    def __init__(self, policy, every):
+        self.policy, self.every, self.calls = policy, every, 0
+        self.copy = copy.deepcopy(policy)
+
+    def logprobs(self, batch):
+        if self.calls % self.every == 0:
+            self.copy.load_state_dict(self.policy.state_dict())
+        self.calls += 1
+        return known(self.copy, batch)
+
+
 @torch.no_grad()
-def logits_of(network, src, tokens):
-    return network.eval()(src, shift_right(tokens)).float()
+def known(network, batch):
+    """log-probabilities (B, T) of the batch's targets under a frozen policy."""
+    return token_logprobs(network.eval(), batch.src, batch.tokens)
 
 
-def pad_floats(rows, device):
-    return torch.nn.utils.rnn.pad_sequence([torch.from_numpy(row) for row in rows],
-                                           batch_first=True).to(device)
+@torch.no_grad()
+def logits_of(network, batch):
+    return network.eval()(batch.src, shift_right(batch.tokens)).float()
+
+
+@torch.no_grad()
+def values_of(value, batch):
+    return value.eval()(batch.src, batch.tokens).sigmoid()
 
 
 # ------------------------------------------------------------------------------------- measures
@@ -343,10 +398,14 @@ def logprobs_of(policy, sources, pairs, batch_tokens=8192):
 
 def bc_row(bc, task, settings, run):
     """The first row of the results, "BC (G=0, I=0)"."""
-    row = run.step("evaluate-bc", lambda: evaluate(bc, bc, task, settings))
-    return {"name": "BC", "loss": "bc", "grow": 0, "improve": 0, "threshold": None,
-            "kept_samples": None, "kept_data": 1.0, "samples": 0, "distinct_samples": 0,
-            "seconds": run.seconds("bc"), **row}
+    def make():
+        row = {"name": "BC", "loss": "bc", "grow": 0, "improve": 0, "threshold": None,
+               "kept_samples": None, "kept_data": 1.0, "samples": 0, "distinct_samples": 0,
+               **evaluate(bc, bc, task, settings), "seconds": run.seconds("bc")}
+        run.log("row", **row)
+        return {"row": row}
+
+    return run.step("evaluate-bc", make)["row"]
 
 
 def best_of_n(policy, task, settings, counts=(1, 2, 4, 8, 16, 32, 64)):
@@ -364,46 +423,53 @@ def best_of_n(policy, task, settings, counts=(1, 2, 4, 8, 16, 32, 64)):
 
 
 def rest(bc, task, settings, run):
-    """Algorithm 1, from the BC policy on. Yields (row, policy, D_g, kept) after each Improve.
+    """Algorithm 1, from the BC policy on. Yields (row, policy, D_g) after each Improve.
 
     run.step(name, make) calls make() once, and on resuming gives back what it made.
     """
-    policy, drawn, fingers, start = bc, 0, [], time.monotonic()
+    policy, fingers = bc, []
     for g in range(1, settings.grow + 1):
         # Grow: samples of the current policy, joined with D; all scored once.
-        chosen = some_sources(task, settings, g)
-        samples = run.step(f"grow-{g}", lambda: grow(
-            policy, [task.sources[i] for i in chosen], settings.samples, (settings.seed, g),
-            task.max_len, settings.temperature, settings.top_k, settings.top_p, settings.rows,
-            settings.precision, run.progress(f"Grow {g}")))
-        samples = replace(samples, source=chosen[samples.source])
-        if settings.distinct:
-            samples = samples.select(distinct(samples))
-        D_g = run.step(f"score-{g}", lambda: score(Pairs.join([samples, task.data]),
-                                                   task.sources, task.reward))
-        drawn += settings.samples * len(chosen)
+        samples = run.step(f"grow-{g}", lambda: sample_sources(policy, task, settings, g, run))
+        D_g = run.step(f"score-{g}", lambda: score_all(samples, task, settings, g, run))
         fingers.append(fingerprints(samples))
-        run.log("grow", grow=g, **describe(D_g, run.seconds(f"grow-{g}")))
-        frozen = Frozen(bc=bc, behaviour=policy)
-        if settings.loss in ("oac", "bvmpo"):
-            frozen.value = behaviour_value(policy, D_g, task, settings, run, g)
+        counts = {"samples": sum(map(len, fingers)),
+                  "distinct_samples": len(np.unique(np.concatenate(fingers)))}
+        frozen = Frozen(bc, behaviour=policy, value=behaviour_value(policy, D_g, task, settings,
+                                                                    run, g))
         # Improve: ever stricter filters, ever lower learning rates, each from the policy before.
-        # The first Grow begins with τ = -∞: what Grow alone is worth, the paper's I = 0.
-        values = schedule(settings, settings.improve[g - 1])
-        if settings.filter in ("threshold", "quantile") and values:
-            check_first_threshold(D_g, settings, values[0], run)
-        for i, value in enumerate([None, *values]):
-            if i == 0 and g > 1:
-                continue
-            kept = (np.ones(len(D_g), bool) if value is None else
-                    FILTERS[settings.filter](D_g.source, D_g.reward, value))
+        # The first Grow begins with no filter: what Grow alone is worth, the paper's I = 0.
+        for i in range(0 if g == 1 else 1, settings.improve[g - 1] + 1):
+            kept, tau = select(D_g, settings, i)
             hp = settings.training(lr=settings.lr * settings.lr_decay ** max(0, i - 1))
+            row = {"name": "ReST", "loss": settings.loss if i else "bc", "grow": g, "improve": i,
+                   "threshold": tau, "kept_samples": float(kept[~D_g.human].mean()),
+                   "kept_data": float(kept[D_g.human].mean()), **counts}
             policy, row = improve_step(policy, D_g.select(kept), task, settings, hp, frozen, run,
-                                       g, i, bc)
-            row |= {"threshold": value, "kept_samples": float(kept[~D_g.human].mean()),
-                    "kept_data": float(kept[D_g.human].mean()), "samples": drawn,
-                    "distinct_samples": len(np.unique(np.concatenate(fingers)))}
-            yield row, policy, D_g, kept
+                                       row)
+            yield row, policy, D_g
+
+
+def sample_sources(policy, task, settings, g, run):
+    """Grow's samples: N outputs for each of this Grow's sources, indexed like task.sources."""
+    chosen = some_sources(task, settings, g)
+    samples = grow(policy, [task.sources[i] for i in chosen], settings.samples, (settings.seed, g),
+                   task.max_len, settings.temperature, settings.top_k, settings.top_p,
+                   settings.rows, settings.precision, run.progress(f"Grow {g}"))
+    samples = replace(samples, source=chosen[samples.source])
+    return samples.select(distinct(samples)) if settings.distinct else samples
+
+
+def score_all(samples, task, settings, g, run):
+    """D_g: the samples and D, scored; and a line about them, and a warning where one is due."""
+    D_g = score(Pairs.join([samples, task.data]), task.sources, task.reward)
+    run.log("grow", grow=g, **describe(D_g, run.seconds(f"grow-{g}")))
+    tau = select(D_g, settings, 1)[1]
+    if settings.filter in GLOBAL and tau <= D_g.reward.mean():
+        # τ_1 > V(π) = E_{D_g}[R] is what makes the next policy's V rise
+        run.log("warning", text=f"the first threshold {tau:.3f} is not above the mean reward "
+                f"{D_g.reward.mean():.3f} of D_g")
+    return D_g
 
 
 def some_sources(task, settings, g):
@@ -415,50 +481,44 @@ def some_sources(task, settings, g):
     return np.sort(rng.choice(n, settings.grow_sources, replace=False)).astype(np.int32)
 
 
-def improve_step(policy, pairs, task, settings, hp, frozen, run, g, i, bc):
-    """One Improve, from a copy of `policy`, and its row. An empty selection is skipped."""
-    name = f"improve-{g}-{i}"
-    loss = "bc" if i == 0 else settings.loss
+def improve_step(policy, pairs, task, settings, hp, frozen, run, row):
+    """One Improve, from a copy of `policy` -> (new policy, its row). Nothing kept: skipped."""
+    g, i = row["grow"], row["improve"]
+    name, new = f"improve-{g}-{i}", copy.deepcopy(policy)
 
     def make():
-        new, begin = copy.deepcopy(policy), time.monotonic()
+        begin = time.monotonic()
         if len(pairs):
-            improve(new, pairs, task.sources, settings, hp, seed_of(settings.seed, g, i), loss,
-                    frozen, log=run.logger(name), checkpoint=run.checkpoint,
+            improve(new, pairs, task.sources, settings, hp, seed_of(settings.seed, g, i),
+                    row["loss"], frozen, log=run.logger(name), checkpoint=run.checkpoint,
                     evaluate=lambda: mean_reward(new, task.eval_sources, task.reward, settings,
                                                  task.max_len))
         else:
-            run.log("warning", step=name, text="the filter kept nothing: this Improve is skipped")
-        row = evaluate(new, bc, task, settings)
-        row |= {"name": "ReST", "loss": loss, "grow": g, "improve": i,
-                "seconds": time.monotonic() - begin}
-        return {"policy": new.state_dict(), "row": row}
+            run.log("warning", text=f"{name}: the filter kept nothing, so it is skipped")
+        done = row | evaluate(new, frozen.bc, task, settings)
+        done["seconds"] = time.monotonic() - begin
+        run.log("row", **done)
+        return {"policy": new.state_dict(), "row": done}
 
     made = run.step(name, make)
-    new = copy.deepcopy(policy)
     new.load_state_dict(made["policy"])
-    return new, dict(made["row"])
+    return new, made["row"]
 
 
 def behaviour_value(policy, D_g, task, settings, run, g):
-    """V^μ of the policy that grew D_g, for OAC and BVMPO."""
+    """V^μ of the policy that grew D_g, for the two losses that need one."""
+    if settings.loss not in ("oac", "bvmpo"):
+        return None
     value = ValueModel.from_policy(policy)
 
     def make():
         hp = settings.training(updates=settings.value_updates)
-        train_value(value, task.sources, D_g, hp, seed_of(settings.seed, g, 99))
+        train_value(value, task.sources, D_g, hp, seed_of(settings.seed, g, 99),
+                    log=run.logger(f"value-{g}"), checkpoint=run.checkpoint)
         return {"value": value.state_dict()}
 
     value.load_state_dict(run.step(f"value-{g}", make)["value"])
-    return value.eval()
-
-
-def check_first_threshold(D_g, settings, value, run):
-    """τ_1 > V(π) = E_{D_g}[R] is what makes the next policy's V rise; warn where it is not."""
-    tau = np.quantile(D_g.reward, value) if settings.filter == "quantile" else value
-    if tau <= D_g.reward.mean():
-        run.log("warning", text=f"the first threshold {tau:.3f} is not above the mean reward "
-                f"{D_g.reward.mean():.3f} of D_g")
+    return value
 
 
 # ----------------------------------------------------------------------------------- the baseline
@@ -498,12 +558,13 @@ def online(bc, task, settings, run):
                 "samples": rounds * per_round * settings.ppo_group,
                 "distinct_samples": len(np.unique(np.concatenate(fingers))),
                 "seconds": time.monotonic() - begin}
+        run.log("row", **row)
         return {"policy": policy.state_dict(), "row": row}
 
     made = run.step("ppo", make)
     policy = copy.deepcopy(bc)
     policy.load_state_dict(made["policy"])
-    return dict(made["row"]), policy
+    return made["row"], policy
 
 
 def sum_padded(pairs):

@@ -22,7 +22,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from model import EOS, PAD, Transformer, evaluating, shift_right
-from train import Pairs, by_length, fit, pad
+from train import by_length, fit, pad
 
 
 class Critic(nn.Module):

@@ -17,7 +17,6 @@ Left out: a lock against two processes in one folder, and anything remote.
 import argparse
 import dataclasses
 import json
-import os
 import platform
 import sys
 import time

@@ -27,7 +27,7 @@ import rest
 import reward as rm
 from data import Tokenizer, download_multi30k, read_parallel, read_ratings
 from model import EOS, Config, Transformer, beam_search
-from report import Report, best_of_n_table, finish, label, look
+from report import Report, best_of_n_table, finish, label, look, verdict
 from run import Run, RunSettings, UserError, choose_device, guarded, parse, setting
 from train import Pairs, by_length, pad
 
@@ -55,7 +55,6 @@ class Settings(RunSettings, rest.Settings):
     ratings: str = setting("", "tab-separated human ratings: source, target, score")
     lower_is_better: bool = setting(False, "in --ratings, a lower score is a better translation")
     reward: str = setting("", "your own reward, module:function(sources, outputs) -> (n,) on text")
-    preferences: bool = setting(False, "train the reward model on preferences, not ratings")
     rated_sources: int = setting(8000, "training sources that ratings are made for")
     rated_temperatures: tuple[float, ...] = setting((0.5, 1.0, 1.5), "of the rated samples")
     reward_updates: int = setting(2000, "most updates of the reward model")
@@ -271,12 +270,12 @@ def train_reward_model(bc, texts, settings, run):
                                                         texts["val"].targets))
         judged = rm.judge(model.score, test_sources, test,
                           None if settings.ratings else best_of_each(test, len(test_sources)))
-        return {"reward": model.state_dict(), "judged": judged,
-                "unit_tests": rm.unit_tests(model.score, val, references)}
+        tests = rm.unit_tests(model.score, val, references)
+        run.log("reward_model", judged=judged, unit_tests=tests)
+        return {"reward": model.state_dict(), "judged": judged, "unit_tests": tests}
 
     made = run.step("reward", make)
     model.load_state_dict(made["reward"])
-    run.log("reward_model", judged=made["judged"], unit_tests=made["unit_tests"])
     print(rm.table(made["judged"], made["unit_tests"]))
     return model.eval()
 
@@ -349,9 +348,9 @@ def train(argv):
     task.metrics = metrics(texts, task, settings)
     report = Report(run, ["reward", "greedy_reward", "bleu", "beam_bleu", "chrf", "val_bleu",
                           "entropy", "kl_to_bc", "kept_samples", "kept_data", "samples", "seconds"],
-                    lambda policy, row: examples(policy, task, texts))
+                    lambda policy, row: examples(policy, row, task, texts, settings))
     report.add(rest.bc_row(bc, task, settings, run), bc)
-    for row, policy, D_g, kept in rest.rest(bc, task, settings, run):
+    for row, policy, D_g in rest.rest(bc, task, settings, run):
         report.add(row, policy)
     last = label(row)
     if settings.ppo:
@@ -361,26 +360,31 @@ def train(argv):
         for entry in best_of_n(name, p, task, texts, settings)]})["rows"]
     print(report)
     print(best_of_n_table(best, "bleu"))
-    print_before_after(bc, policy, last, task, texts)
+    print_before_after({"BC": bc, last: policy}, task, texts)
     finish(run, "mt", report.rows, best, policy, model)
 
 
-def examples(policy, task, texts, count=5):
-    """Fixed test sentences: source, reference, greedy output and its reward."""
+def examples(policy, row, task, texts, settings, count=5):
+    """Fixed test sentences: source, reference, greedy output, its reward, kept by τ or not."""
     greedy = rest.grow(policy, task.test_sources[:count], 1, (0,), task.max_len, temperature=0)
     greedy = rest.score(greedy, task.test_sources, task.reward)
     lines = []
     for i, ids in enumerate(greedy.targets()):
         lines += [f"source     {texts['test'].sources[i]}", f"reference  {texts['test'].targets[i]}",
-                  f"output {100 * greedy.reward[i]:3.0f} {texts.text(ids)}"]
+                  f"output {100 * greedy.reward[i]:3.0f} {verdict(greedy.reward[i], row, settings)}"
+                  f"{texts.text(ids)}"]
     return lines
 
 
-def print_before_after(bc, policy, last, task, texts):
-    before, after = (examples(p, task, texts) for p in (bc, policy))
-    for at in range(0, len(before), 3):
-        print("\n" + "\n".join([*before[at : at + 2], f"BC     {before[at + 2][7:]}",
-                                f"{last}  {after[at + 2][7:]}"]))
+def print_before_after(policies, task, texts, count=5):
+    """The same sentences under several named policies."""
+    sources = task.test_sources[:count]
+    outputs = {name: beam_lines(policy, texts, sources, 5) for name, policy in policies.items()}
+    for i in range(len(sources)):
+        print(f"\n{'source':12}{texts['test'].sources[i]}"
+              f"\n{'reference':12}{texts['test'].targets[i]}")
+        for name, lines in outputs.items():
+            print(f"{name:12}{lines[i]}")
 
 
 def translate(argv):

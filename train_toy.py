@@ -13,7 +13,6 @@ The oracle stands in for the paper's human evaluation: reported, never trained o
 Left out: everything about real text, which train_mt.py has.
 """
 
-import dataclasses
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,7 +22,7 @@ import rest
 import reward as rm
 from model import EOS, Config, Transformer
 from run import Run, RunSettings, choose_device, guarded, parse, setting
-from report import Report, best_of_n_table, finish, look
+from report import Report, best_of_n_table, finish, look, verdict
 from train import Pairs
 
 WORDS, HABITS, ADJECTIVES = 32, 10, 8  # of the language
@@ -40,17 +39,18 @@ class Settings(RunSettings, rest.Settings):
     rated_temperatures: tuple[float, ...] = setting((0.8, 1.0, 1.5, 2.0), "sampling temperatures "
                                                     "of the rated outputs of each")
     rating_noise: float = setting(0.7, "standard deviation of a rating, on the scale of 0 to 6")
-    preferences: bool = setting(False, "train the reward model on preferences, not ratings")
-    updates: int = setting(200, "most updates of an Improve")
+    updates: int = setting(150, "most updates of an Improve")
+    evaluate_every: int = setting(75, "updates between two looks at the reward on D_eval")
+    lr: float = setting(1e-3, "peak learning rate of the first Improve of each Grow")
     batch_tokens: int = setting(1024, "padded tokens of a training batch")
     d_model: int = setting(64, "width of the transformers")
     layers: int = setting(1, "encoder layers, and decoder layers")
     dropout: float = setting(0.1, "dropout")
-    bc_updates: int = setting(1000, "most updates of BC")
+    bc_updates: int = setting(800, "most updates of BC")
     bc_lr: float = setting(3e-3, "peak learning rate of BC")
-    reward_updates: int = setting(400, "most updates of the reward model")
-    reward_lr: float = setting(1e-3, "peak learning rate of the reward model")
-    eval_sources: int = setting(300, "sources of D_eval")
+    reward_updates: int = setting(600, "most updates of the reward model")
+    reward_lr: float = setting(2e-3, "peak learning rate of the reward model")
+    eval_sources: int = setting(400, "sources of D_eval")
     test_sources: int = setting(1000, "test sources")
     ppo: bool = setting(True, "run the PPO baseline")
     best_of: int = setting(64, "largest N of best-of-N")
@@ -161,9 +161,10 @@ def main(argv=None):
 
     report = Report(run, ["reward", "greedy_reward", "oracle", "greedy_oracle", "entropy",
                           "kl_to_bc", "kept_samples", "kept_data", "samples", "distinct_samples",
-                          "seconds"], lambda policy, row: examples(policy, row, task, language))
+                          "seconds"], lambda policy, row: examples(policy, row, task, language,
+                                                            settings))
     report.add(rest.bc_row(bc, task, settings, run), bc)
-    for row, policy, D_g, kept in rest.rest(bc, task, settings, run):
+    for row, policy, D_g in rest.rest(bc, task, settings, run):
         report.add(row, policy)
     if settings.ppo:
         report.add(*rest.online(bc, task, settings, run))
@@ -175,19 +176,17 @@ def main(argv=None):
     finish(run, "toy", report.rows, best, policy, model)
 
 
-def examples(policy, row, task, language, count=3):
-    """Fixed test sources, with the greedy output and a sample, their reward and their oracle."""
-    sources = task.test_sources[:count]
-    lines = []
+def examples(policy, row, task, language, settings, count=3):
+    """Fixed test sources with a greedy output and a sample: reward, oracle, kept by τ or not."""
+    sources, lines = task.test_sources[:count], []
     for i, x in enumerate(sources):
-        lines += [f"source            {language.text(x)}",
-                  f"right             {language.text(language.translate(x))}"]
+        lines += [f"source                  {language.text(x)}",
+                  f"right                   {language.text(language.translate(x))}"]
         for name, temperature in (("greedy", 0), ("sample", 1.0)):
-            drawn = rest.grow(policy, [x], 1, (i,), MAX_LEN, temperature=temperature)
-            y = rest.score(drawn, [x], task.reward)
-            lines.append(f"{name:7} {100 * y.reward[0]:4.0f} "
-                         f"{100 * language.oracle([x], y.targets())[0]:4.0f} "
-                         f"{language.text(y.target(0))}")
+            y = rest.score(rest.grow(policy, [x], 1, (i,), MAX_LEN, temperature), [x], task.reward)
+            oracle = language.oracle([x], y.targets())[0]
+            lines.append(f"{name} {100 * y.reward[0]:4.0f} {100 * oracle:4.0f} "
+                         f"{verdict(y.reward[0], row, settings):8}{language.text(y.target(0))}")
     return lines
 
 
@@ -232,14 +231,14 @@ def train_reward_model(bc, rated_sources, held_out, language, settings, run):
         exact = language.oracle([held_out[i] for i in test.source], test.targets())
         test.reward[:] = exact  # judged by the truth, trained on noisy ratings
         references = [language.translate(x) for x in held_out]
-        return {"reward": model.state_dict(),
-                "judged": rm.judge(model.score, held_out, test, references),
-                "unit_tests": rm.unit_tests(model.score, held_out, references)}
+        judged = rm.judge(model.score, held_out, test, references)
+        tests = rm.unit_tests(model.score, held_out, references)
+        run.log("reward_model", judged=judged, unit_tests=tests)
+        return {"reward": model.state_dict(), "judged": judged, "unit_tests": tests}
 
     model = rm.RewardModel.from_policy(bc)
     made = run.step("reward", make)
     model.load_state_dict(made["reward"])
-    run.log("reward_model", judged=made["judged"], unit_tests=made["unit_tests"])
     print(rm.table(made["judged"], made["unit_tests"]))
     return model.eval()
 

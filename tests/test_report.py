@@ -1,0 +1,196 @@
+"""report.py: rows as lines, best-of-N as a table, and a look into made-up pairs."""
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from report import COLUMNS, Report, best_of_n_table, chosen, label, look, over_runs
+from run import Run, RunSettings, UserError
+from train import Pairs
+
+ROW = {"name": "ReST", "loss": "bc", "grow": 1, "improve": 2, "reward": 0.7349, "oracle": 0.5,
+       "entropy": 1.239, "kept_samples": 0.296, "kept_data": 1.0, "samples": 12345678,
+       "seconds": 8.6, "bleu": 31.55}
+
+
+@pytest.fixture
+def run(tmp_path):
+    return Run(RunSettings(out=str(tmp_path / "run")), "made-up")
+
+
+@pytest.mark.parametrize("row, name", [
+    ({"name": "BC", "loss": "bc", "grow": 0, "improve": 0}, "BC"),
+    ({"name": "ReST", "loss": "bc", "grow": 1, "improve": 0}, "ReST (1,0)"),
+    ({"name": "ReST", "loss": "gold", "grow": 2, "improve": 3}, "GOLD (2,3)"),
+    ({"name": "ReST", "loss": "bvmpo", "grow": 1, "improve": 1}, "BVMPO (1,1)"),
+    ({"name": "PPO", "loss": "ppo", "grow": 62, "improve": 4}, "PPO")])
+def test_labels_are_the_papers(row, name):
+    assert label(row) == name
+
+
+def test_a_line_stands_under_its_head(run):
+    report = Report(run, ["reward", "entropy", "kept_samples", "samples", "seconds", "bleu"], None)
+    assert report.line(ROW) == "ReST (1,2)     73.5    1.24   30%12345678     9  31.6"
+    assert report.head() == "             reward entropy  kept samples     s  BLEU"
+    assert len(report.line(ROW)) == len(report.head())
+
+
+@pytest.mark.parametrize("key", COLUMNS)
+def test_what_is_not_known_is_a_dash(run, key):
+    report = Report(run, [key], None)
+    empty = {"name": "BC", "loss": "bc", key: None}
+    assert report.line(empty) == report.line({"name": "BC", "loss": "bc"})
+    assert report.line(empty).split() == ["BC", "-"]
+    assert len(report.line(empty)) == len(report.head()) == 12 + COLUMNS[key][1]
+    value = 1 if COLUMNS[key][2] == "{:d}" else 1.0
+    shown = report.line(ROW | {key: value})[12:].strip().rstrip("%")
+    assert float(shown) == COLUMNS[key][3]  # 1.0 is 100 of 100, or BLEU 1
+
+
+def test_zero_is_not_unknown(run):
+    assert Report(run, ["reward", "samples"], None).line(
+        {"name": "BC", "loss": "bc", "reward": 0.0, "samples": 0}).split() == ["BC", "0.0", "0"]
+
+
+def test_add_prints_logs_and_keeps_examples(run, capsys):
+    (run.folder / "samples.txt").write_text("of the process that was interrupted")
+    report = Report(run, ["reward"], lambda policy, row: [f"{policy} says", "ja · yes"])
+    bc = {"name": "BC", "loss": "bc", "grow": 0, "improve": 0, "reward": 0.5}
+    report.add(bc, "first")
+    report.add(ROW, "second")
+    assert report.rows == [bc, ROW]
+    printed = capsys.readouterr().out.splitlines()
+    assert printed == ["", report.head(), report.line(bc), report.line(ROW)]  # one head
+    assert str(report).splitlines() == printed
+    assert (run.folder / "samples.txt").read_text(encoding="utf-8") == (
+        "--- BC\nfirst says\nja · yes\n\n--- ReST (1,2)\nsecond says\nja · yes\n\n")
+    assert (run.folder / "metrics.jsonl").read_text().count('"event": "row"') == 2
+
+
+def test_best_of_n_table():
+    entries = [{"policy": p, "n": n, "reward": r + n / 100, "oracle": r / 2 + n / 100}
+               for p, r in (("BC", 0.5), ("ReST", 0.7)) for n in (1, 2, 4)]
+    assert best_of_n_table(entries, "oracle").splitlines() == [
+        "", "best of N               1      2      4",
+        "BC, reward           51.0   52.0   54.0", "BC, oracle           26.0   27.0   29.0",
+        "ReST, reward         71.0   72.0   74.0", "ReST, oracle         36.0   37.0   39.0"]
+
+
+def test_best_of_n_table_leaves_bleu_as_it_is():
+    entries = [{"policy": "BC", "n": 1, "reward": 0.5, "bleu": 31.25, "chrf": 50.0}]
+    assert best_of_n_table(entries, "bleu").splitlines()[2:] == [
+        "BC, reward           50.0", "BC, bleu             31.2"]
+
+
+# ------------------------------------------------------------------------------- a look into D_g
+
+REWARD = np.array([0.1, 0.9, 0.5, 0.7, 0.3, 0.8, 0.5], np.float32)
+
+
+def test_chosen_are_the_ends_and_the_middle():
+    kept = REWARD > 0.5
+    found = {title: list(index) for title, index in chosen(REWARD, kept, 2)}
+    assert found == {"kept, best": [1, 5], "kept, worst": [5, 3], "dropped, best": [2, 6],
+                     "dropped, worst": [4, 0], "nearest to the line": [5, 3]}
+    assert list(found) == ["kept, best", "kept, worst", "dropped, best", "dropped, worst",
+                           "nearest to the line"]
+
+
+@pytest.mark.parametrize("value, kept_n", [(2.0, 0), (-1.0, 7)])
+def test_chosen_when_one_side_is_empty(value, kept_n):
+    kept = REWARD > value
+    found = {title: list(index) for title, index in chosen(REWARD, kept, 3)}
+    full, empty = ("kept", "dropped") if kept_n else ("dropped", "kept")
+    assert found[f"{full}, best"] == [1, 5, 3] and found[f"{full}, worst"] == [6, 4, 0]
+    assert found[f"{empty}, best"] == found[f"{empty}, worst"] == []
+    assert len(found["nearest to the line"]) == 3
+
+
+def test_chosen_of_fewer_than_asked_for():
+    found = {title: list(index) for title, index in chosen(REWARD[:2], REWARD[:2] > 0.5, 9)}
+    assert found["kept, best"] == found["kept, worst"] == [1]
+    assert found["dropped, best"] == found["dropped, worst"] == [0]
+
+
+SETTINGS = SimpleNamespace(grow=2, improve=(2, 1), thresholds=(0.25, 0.6), filter="threshold")
+
+
+def save_grow(run, g, reward):
+    n = len(reward)
+    pairs = Pairs.of(np.arange(n), [np.array([10 + i, 2]) for i in range(n)], reward=reward)
+    pairs.human[-2:] = True
+    pairs.save(run.folder / "steps" / f"score-{g}.npz")
+
+
+def test_look(run, capsys):
+    save_grow(run, 1, REWARD)
+    look(run, SETTINGS, lambda i: f"source{i}", lambda ids: f"target{ids[0]}", 1)
+    assert capsys.readouterr().out.splitlines() == [
+        "", "Grow 1, Improve 1: threshold 0.25 keeps 6 of 7 pairs, 100% of D",
+        "  kept, best", "     90.0 sample source1  ->  target11",
+        "  kept, worst", "     30.0 sample source4  ->  target14",
+        "  dropped, best", "     10.0 sample source0  ->  target10",
+        "  dropped, worst", "     10.0 sample source0  ->  target10",
+        "  nearest to the line", "     30.0 sample source4  ->  target14",
+        "", "Grow 1, Improve 2: threshold 0.6 keeps 3 of 7 pairs, 50% of D",
+        "  kept, best", "     90.0 sample source1  ->  target11",
+        "  kept, worst", "     70.0 sample source3  ->  target13",
+        "  dropped, best", "     50.0 sample source2  ->  target12",
+        "  dropped, worst", "     10.0 sample source0  ->  target10",
+        "  nearest to the line", "     70.0 sample source3  ->  target13"]
+
+
+def test_look_tells_humans_from_samples_and_sees_each_grow(run, capsys):
+    save_grow(run, 1, REWARD)
+    save_grow(run, 2, 1 - REWARD)
+    look(run, SETTINGS, str, str, 9)
+    out = capsys.readouterr().out
+    assert out.count("Grow 1, ") == 2 and out.count("Grow 2, ") == 1
+    first = out.split("\n\n")[0]
+    assert all((" human " in line) == (line.split()[2] in "56")
+               for line in first.splitlines() if "  ->  " in line)
+
+
+def test_look_at_nothing(run):
+    with pytest.raises(UserError, match="nothing to show"):
+        look(run, SETTINGS, str, str, 1)
+
+
+# ------------------------------------------------------------------------------- over several runs
+
+
+def save_results(folder, task, by, **metrics):
+    rows = [{"name": "BC", "loss": "bc", "grow": 0, "improve": 0},
+            {"name": "ReST", "loss": "gold", "grow": 1, "improve": 1}]
+    for k, row in enumerate(rows):
+        row |= {key: value + by * (k + 1) for key, value in metrics.items()}
+    folder.mkdir()
+    (folder / "results.json").write_text(json.dumps({"task": task, "seconds": 61.4, "rows": rows}))
+    return folder
+
+
+def test_means_over_runs(tmp_path):
+    folders = [save_results(tmp_path / str(by), "toy", by, reward=0.5, greedy_reward=0.6, oracle=0.25,
+                            greedy_oracle=0.75) for by in (0.02, 0.0, 0.07)]
+    lines = over_runs(folders).splitlines()
+    assert lines[0].startswith("3 runs") and lines[-1] == "seconds: 61, 61, 61"
+    assert [line[:12].strip() for line in lines[2:4]] == ["BC", "GOLD (1,1)"]
+    cells = [lines[2][12:][k : k + 22].strip() for k in range(0, 88, 22)]
+    assert cells == ["53.0 (50.0 to 57.0)", "63.0 (60.0 to 67.0)", "28.0 (25.0 to 32.0)",
+                     "78.0 (75.0 to 82.0)"]
+    assert lines[3][12:34].strip() == "56.0 (50.0 to 64.0)"
+
+
+def test_means_over_runs_of_translation(tmp_path):
+    folder = save_results(tmp_path / "a", "mt", 0, reward=0.5, greedy_reward=0.6, bleu=31.0,
+                          beam_bleu=32.0, chrf=50.0, val_bleu=33.0)
+    assert "31.0 (31.0 to 31.0)" in over_runs([folder]) and "valBLEU" in over_runs([folder])
+
+
+def test_means_over_no_run(tmp_path):
+    with pytest.raises((UserError, OSError)):  # either is one line at the command line
+        over_runs([tmp_path / "nowhere"])
+    with pytest.raises(UserError):
+        over_runs([])

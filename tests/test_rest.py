@@ -1,0 +1,945 @@
+"""rest.py: Grow, the filters, Improve, the measures, and Algorithm 1 on a task of two words.
+
+The task: a source is a word and some filler; right is to answer with that word's partner, twice.
+The human pairs get each of the two words right half of the time.
+"""
+
+import copy
+import itertools
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+import losses
+import model as model_py
+import rest
+import train
+from model import BOS, EOS, PAD, Config, Transformer, token_logprobs
+from reward import ValueModel
+from rest import (FILTERS, THRESHOLDS, Frozen, Settings, Task, collect, describe, distinct, evaluate,
+                  fingerprints, grow, improve, logprobs_of, score, select)
+from run import UserError
+from train import Pairs, Training, pad
+
+WORDS, FILLER = 4, 11
+V, MAX_LEN = 12, 6  # ids 3-6 are source words, 7-10 their partners
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Tensors this small gain nothing from a second thread, and lose when the machine is busy."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def some_policy(seed=0, **changes):
+    sizes = dict(vocab_size=V, d_model=16, n_heads=2, n_encoder_layers=1, n_decoder_layers=1,
+                 d_ff=32, dropout=0.1, max_len=MAX_LEN)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return Transformer(Config(**sizes | changes)).eval()
+
+
+def oracle(sources, outputs):
+    """The share of the two words that are right, 0 for an output that is not two words long."""
+    return np.array([((y[:-1] == x[0] + WORDS).mean() if len(y) == 3 and y[-1] == EOS else 0)
+                     for x, y in zip(sources, outputs)], np.float32)
+
+
+def some_sources(n, seed):
+    rng = np.random.default_rng(seed)
+    return [np.array([rng.integers(3, 3 + WORDS), *[FILLER] * rng.integers(0, 4), EOS])
+            for _ in range(n)]
+
+
+def demonstrations(sources, seed):
+    rng = np.random.default_rng(seed)
+    targets = [np.append(np.where(rng.random(2) < 0.5, x[0] + WORDS, rng.integers(7, 11, 2)), EOS)
+               for x in sources]
+    return Pairs.of(range(len(sources)), targets, human=True)
+
+
+def some_task(n=60, reward=oracle):
+    sources = some_sources(n, 1)
+    return Task(sources, demonstrations(sources, 2), some_sources(40, 3), some_sources(50, 4),
+                reward, lambda policy, sampled, greedy: {"oracle": float(len(greedy))}, MAX_LEN)
+
+
+SETTINGS = Settings(grow=2, improve=(2, 1), samples=6, updates=30, evaluate_every=15,
+                    batch_tokens=256, lr=3e-3, filter="threshold", thresholds=(0.25, 0.75),
+                    rows=64, seed=5, value_updates=20, gold_sync=3, ppo_batch=32, ppo_group=4, ppo_updates=2)
+
+
+@pytest.fixture(scope="module")
+def task():
+    return some_task()
+
+
+@pytest.fixture(scope="module")
+def bc(task):
+    policy = some_policy()
+    hp = Training(updates=150, batch_tokens=512, lr=1e-2, warmup=10)
+    improve(policy, task.data, task.sources, SETTINGS, hp, 0)
+    return policy
+
+
+class FakeRun:
+    """A run that keeps nothing."""
+
+    checkpoint = None
+
+    def __init__(self):
+        self.steps, self.events = [], []
+
+    def step(self, name, make):
+        self.steps.append(name)
+        return make()
+
+    def log(self, event, **values):
+        self.events.append({"event": event, **values})
+
+    def logger(self, step):
+        return lambda event: self.log("train", step=step, **event)
+
+    def seconds(self, name):
+        return 2.0
+
+    def progress(self, title):
+        return lambda items: items
+
+
+def weights(network):
+    return torch.cat([x.detach().flatten().clone() for x in network.state_dict().values()])
+
+
+def same(a, b):
+    return all(np.array_equal(x, y, equal_nan=x.dtype.kind == "f")
+               for x, y in zip(vars(a).values(), vars(b).values()))
+
+
+# -------------------------------------------------------------------------------------- filters
+
+
+def random_rewards(seed, n=300, levels=7):
+    """Source and reward of n pairs in any order, with many ties; some sources have one pair."""
+    rng = np.random.default_rng(seed)
+    source = rng.choice(np.array([0, 1, 2, 3, 5, 8, 13, 40]), n)
+    source = np.append(source, [100, 101]).astype(np.int32)
+    reward = (rng.integers(0, levels, n + 2) / (levels - 1)).astype(np.float32)
+    return source, reward
+
+
+def per_source(source, reward, keep):
+    """keep(rewards of one source) -> which of them; by a loop over the sources."""
+    kept = np.zeros(len(source), bool)
+    for x in set(source.tolist()):
+        rows = [i for i in range(len(source)) if source[i] == x]
+        kept[rows] = keep(reward[rows].astype(np.float64))
+    return kept
+
+
+def slow_top(rewards, k):
+    order = sorted(range(len(rewards)), key=lambda i: (-rewards[i], i))
+    return [i in order[:k] for i in range(len(rewards))]
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("levels", [2, 7, 10**6])
+def test_filters_against_loops(seed, levels):
+    source, reward = random_rewards(seed, levels=levels)
+    for tau in (-1.0, 0.0, 0.5, 0.83, 1.0):
+        np.testing.assert_array_equal(FILTERS["threshold"](source, reward, tau),
+                                      [float(r) > tau for r in reward])
+    for q in (0.0, 0.3, 0.5, 0.9, 1.0):
+        tau = np.quantile(reward, q)
+        np.testing.assert_array_equal(FILTERS["quantile"](source, reward, q),
+                                      [r > tau for r in reward])
+    for p in (0, 10, 25, 50, 90, 99, 100):
+        np.testing.assert_array_equal(
+            FILTERS["percentile"](source, reward, p),
+            per_source(source, reward, lambda r: r > np.percentile(r, p)))
+    for gamma in (0.0, 0.25, 0.5, 0.75, 1.0):
+        expected = per_source(source, reward, lambda r: r - ((1 - gamma) * r.mean()
+                                                             + gamma * r.max()) > 1e-12)
+        np.testing.assert_array_equal(FILTERS["gamma"](source, reward, gamma), expected)
+    for k in (1, 2, 5, 1000):
+        kept = FILTERS["top"](source, reward, k)
+        np.testing.assert_array_equal(kept, per_source(source, reward, lambda r: slow_top(r, k)))
+        for x in set(source.tolist()):
+            assert kept[source == x].sum() == min(k, (source == x).sum())
+
+
+VALUES = {"threshold": (0.0, 0.4, 0.5, 0.8, 1.0), "quantile": (0.0, 0.2, 0.5, 0.9, 1.0),
+          "percentile": (0, 20, 50, 90, 100), "gamma": (0.0, 0.1, 0.3, 0.5, 0.9, 1.0),
+          "top": (40, 5, 2, 1)}
+
+
+@pytest.mark.parametrize("name", FILTERS)
+def test_stricter_filters_keep_a_part_of_what_laxer_ones_keep(name):
+    source, reward = random_rewards(3)
+    kept = [FILTERS[name](source, reward, value) for value in VALUES[name]]
+    for laxer, stricter in itertools.pairwise(kept):
+        assert not (stricter & ~laxer).any()
+    assert kept[-1].sum() < kept[0].sum()
+    assert all(k.dtype == bool and k.shape == source.shape for k in kept)
+
+
+@pytest.mark.parametrize("name", FILTERS)
+def test_filters_do_not_depend_on_the_order_of_the_pairs(name):
+    source, reward = random_rewards(4, levels=10**6)
+    order = np.random.default_rng(0).permutation(len(source))
+    for value in VALUES[name]:
+        np.testing.assert_array_equal(FILTERS[name](source[order], reward[order], value),
+                                      FILTERS[name](source, reward, value)[order])
+
+
+def test_what_equals_the_threshold_is_dropped():
+    source, reward = np.zeros(4, int), np.array([0.25, 0.5, 0.5, 0.75], np.float32)
+    assert list(FILTERS["threshold"](source, reward, 0.5)) == [False, False, False, True]
+    assert list(FILTERS["quantile"](source, reward, 0.5)) == [False, False, False, True]
+    assert list(FILTERS["percentile"](source, reward, 50)) == [False, False, False, True]
+    assert list(FILTERS["gamma"](source, reward, 0)) == [False, False, False, True]
+    assert list(FILTERS["gamma"](source, reward, 0.75)) == [False, False, False, True]
+    for name, value in [("threshold", 0.75), ("quantile", 1), ("percentile", 100), ("gamma", 1)]:
+        assert not FILTERS[name](source, reward, value).any()
+    assert list(FILTERS["threshold"](source, reward, -1)) == 4 * [True]
+    assert list(FILTERS["quantile"](source, reward, 0)) == [False, True, True, True]
+
+
+@pytest.mark.parametrize("level", [0.0, 0.1, 0.3, 0.7, 0.9, 1.0])
+def test_of_equal_rewards_none_is_above(level):
+    """Neither in one source of many pairs, nor in sources of one pair each."""
+    for source in (np.zeros(7, int), np.arange(7), np.array([4, 4, 1, 1, 1, 0, 9])):
+        reward = np.full(7, level, np.float32)
+        for tau in np.linspace(0, 1, 21):
+            assert not FILTERS["quantile"](source, reward, tau).any()
+            assert not FILTERS["percentile"](source, reward, 100 * tau).any()
+            assert not FILTERS["gamma"](source, reward, tau).any(), tau
+
+
+def test_top_takes_the_earlier_of_equal_ones():
+    source = np.array([1, 0, 1, 0, 1, 7])
+    reward = np.array([0.5, 0.9, 0.5, 0.9, 0.4, 0.0])
+    assert list(FILTERS["top"](source, reward, 1)) == [True, True, False, False, False, True]
+    assert list(FILTERS["top"](source, reward, 2.0)) == [True, True, True, True, False, True]
+
+
+def rewards_of(*rewards):
+    """One pair of the reward 0 in a source of its own, and these in another."""
+    return Pairs.of([0, *[1] * len(rewards)], (len(rewards) + 1) * [[EOS]], reward=[0, *rewards])
+
+
+def test_select_takes_the_threshold_of_its_improve_and_the_last_serves_on():
+    D_g = rewards_of(0.2, 0.4, 0.6, 0.8)
+
+    def of(filter, *thresholds):
+        settings = Settings(filter=filter, thresholds=thresholds)
+        chosen = [select(D_g, settings, i) for i in range(5)]
+        return [int(kept.sum()) for kept, _ in chosen], [tau for _, tau in chosen]
+
+    assert of("threshold", 0.1, 0.5, 0.7) == ([5, 4, 2, 1, 1], [None, 0.1, 0.5, 0.7, 0.7])
+    assert of("top", 3.0, 1.0) == ([5, 4, 2, 2, 2], [None, 3, 1, 1, 1])
+    assert of("percentile", 0, 50) == ([5, 3, 2, 2, 2], [None, 0, 50, 50, 50])
+    assert of("gamma", 0, 1) == ([5, 2, 0, 0, 0], [None, 0, 1, 1, 1])
+    counts, taus = of("quantile", 0.25, 0.5)  # for which τ is the reward, not the share
+    assert counts == [5, 3, 2, 2, 2] and taus[1:] == pytest.approx([0.2, 0.4, 0.4, 0.4])
+    kept, tau = select(D_g, Settings(), 0)
+    assert kept.dtype == bool and kept.all() and tau is None
+    assert type(select(D_g, Settings(), 1)[1]) is float
+
+
+@pytest.mark.parametrize("filter", FILTERS)
+def test_thresholds_that_do_not_get_stricter_are_refused(filter):
+    up, down = [(1.0, 2.0, 3.0), (0.5, 0.7)], [(3.0, 2.0, 1.0), (0.7, 0.5)]
+    good, bad = (down, up) if filter == "top" else (up, down)
+    for thresholds in good:
+        assert Settings(filter=filter, thresholds=thresholds).thresholds == thresholds
+    for thresholds in [*bad, (0.5, 0.5), (1.0, 3.0, 2.0), (3.0, 1.0, 2.0)]:
+        with pytest.raises(UserError, match="--thresholds"):
+            Settings(filter=filter, thresholds=thresholds)
+    assert Settings(filter=filter).thresholds == THRESHOLDS[filter]
+
+
+def test_settings_that_are_worked_out():
+    assert Settings().filter == "quantile"
+    assert Settings(preferences=True).filter == "percentile"
+    assert Settings(preferences=True, filter="gamma").thresholds == THRESHOLDS["gamma"]
+    with pytest.raises(UserError, match="--improve"):
+        Settings(grow=3, improve=(2, 1))
+    assert set(THRESHOLDS) == set(FILTERS)
+
+
+# ----------------------------------------------------------------------------------------- Grow
+
+
+def test_grow_draws_n_outputs_of_each_source_in_order():
+    policy, sources = some_policy(), some_sources(20, 0)
+    pairs = grow(policy, sources, 3, (1,), MAX_LEN, rows=12)
+    assert list(pairs.source) == [i for i in range(20) for _ in range(3)]
+    assert pairs.source.dtype == np.int32 and pairs.tokens.dtype == np.int32
+    assert np.isnan(pairs.reward).all() and not pairs.human.any()
+    for y in pairs.targets():
+        assert 1 <= len(y) <= MAX_LEN
+        assert (len(y) == MAX_LEN or y[-1] == EOS) and EOS not in y[:-1]
+        assert PAD not in y and BOS not in y
+    assert len({tuple(y) for y in pairs.targets()}) > 30
+
+
+def test_grow_is_decided_by_its_seed():
+    policy, sources = some_policy(), some_sources(20, 0)
+    pairs = grow(policy, sources, 3, (1, 2), MAX_LEN, rows=12)
+    torch.manual_seed(9)
+    np.random.seed(9)
+    state = torch.get_rng_state()
+    assert same(grow(policy, sources, 3, (1, 2), MAX_LEN, rows=12), pairs)
+    assert torch.equal(torch.get_rng_state(), state)
+    for seed in ((1, 3), (2, 2), (2, 1)):  # another Grow, another run
+        other = grow(policy, sources, 3, seed, MAX_LEN, rows=12)
+        assert [list(y) for y in other.targets()] != [list(y) for y in pairs.targets()]
+        assert len(distinct(Pairs.join([pairs, other]))) > len(distinct(pairs))
+
+
+def test_samples_of_different_batches_are_drawn_independently():
+    """The same source, in batch after batch: not the same samples."""
+    policy, x = some_policy(), some_sources(1, 0)[0]
+    pairs = grow(policy, 8 * [x], 4, (1,), MAX_LEN, rows=4)
+    rows = [tuple(map(tuple, pairs.targets(range(4 * i, 4 * i + 4)))) for i in range(8)]
+    assert len(set(rows)) == 8
+
+
+def test_a_part_of_a_grow_can_be_drawn_again():
+    """The first batches of the whole, alone, are the same samples."""
+    policy, sources = some_policy(), some_sources(30, 0)
+    whole = grow(policy, sources, 3, (1,), MAX_LEN, rows=12)  # batches of 4 sources
+    order = np.argsort([len(x) for x in sources], kind="stable")
+    part = np.sort(order[:8])
+    again = grow(policy, [sources[i] for i in part], 3, (1,), MAX_LEN, rows=12)
+    assert same(replace(again, source=part[again.source].astype(np.int32)),
+                whole.select(np.isin(whole.source, part)))
+
+
+def test_the_temperature_and_the_truncation_reach_the_sampler():
+    policy, sources = some_policy(), some_sources(20, 0)
+    plain = grow(policy, sources, 8, (1,), MAX_LEN)
+    entropy = {}
+    for name, how in {"cold": {"temperature": 0.3}, "top_k": {"top_k": 2},
+                      "top_p": {"top_p": 0.3}}.items():
+        entropy[name] = -grow(policy, sources, 8, (1,), MAX_LEN, **how).logprobs.mean()
+    assert max(entropy.values()) < -plain.logprobs.mean() - 0.05
+    assert grow(policy, sources, 8, (1,), 2).lengths.max() == 2
+
+
+def test_log_probabilities_are_the_policys_own():
+    """At temperature 1 whatever the temperature: one by one, and by logprobs_of."""
+    policy, sources = some_policy(), some_sources(15, 0)
+    pairs = grow(policy, sources, 3, (1,), MAX_LEN, temperature=0.7, rows=12)
+    with torch.no_grad():
+        alone = [token_logprobs(policy, pad([sources[i]]), pad([y]))[0].numpy()
+                 for i, y in zip(pairs.source, pairs.targets())]
+    np.testing.assert_allclose(pairs.logprobs, np.concatenate(alone), atol=1e-5)
+    for batch_tokens in (10, 50, 10**6):
+        np.testing.assert_allclose(logprobs_of(policy, sources, pairs, batch_tokens),
+                                   np.concatenate(alone), atol=1e-5)
+    shuffled = pairs.select(np.random.default_rng(0).permutation(len(pairs)))
+    np.testing.assert_allclose(logprobs_of(policy, sources, shuffled), shuffled.logprobs, atol=1e-5)
+
+
+def test_temperature_0_is_greedy():
+    policy, sources = some_policy(), some_sources(10, 0)
+    pairs = grow(policy, sources, 1, (0,), MAX_LEN, temperature=0)
+    for x, y in zip(sources, pairs.targets()):
+        tokens = []
+        while len(tokens) < MAX_LEN and tokens[-1:] != [EOS]:
+            with torch.no_grad():
+                logits = policy(pad([x]), torch.tensor([[BOS, *tokens]]))[0, -1]
+            logits[[PAD, BOS]] = -torch.inf
+            tokens.append(int(logits.argmax()))
+        assert list(y) == tokens
+
+
+def test_score_stores_the_rewards():
+    sources = some_sources(3, 0)
+    pairs = Pairs.of([2, 0, 0], [[7, EOS], [8, EOS], []], human=True)
+
+    def reward(given, outputs):
+        assert [x is sources[i] for x, i in zip(given, [2, 0, 0])] == 3 * [True]
+        assert [list(y) for y in outputs] == [[7, EOS], [8, EOS], []]
+        return [0.25, 0.5, 1]
+
+    scored = score(pairs, sources, reward)
+    assert scored.reward.dtype == np.float32 and list(scored.reward) == [0.25, 0.5, 1]
+    assert np.isnan(pairs.reward).all()  # what came in stays as it was
+    assert same(replace(scored, reward=pairs.reward), pairs)
+
+
+def random_pairs(n, seed, longest=4, sources=5, words=3):
+    rng = np.random.default_rng(seed)
+    targets = [rng.integers(3, 3 + words, rng.integers(1, longest + 1)) for _ in range(n)]
+    return Pairs.of(rng.integers(0, sources, n), targets)
+
+
+@pytest.mark.parametrize("seed, longest, words", [(0, 4, 3), (1, 2, 2), (2, 7, 2), (3, 30, 4000)])
+def test_distinct_against_a_set(seed, longest, words):
+    pairs = random_pairs(3000, seed, longest, words=words)
+    seen, expected = set(), []
+    for x, y in zip(pairs.source, pairs.targets()):
+        key = (int(x), *y.tolist())
+        expected.append(key not in seen)
+        seen.add(key)
+    np.testing.assert_array_equal(distinct(pairs), expected)
+    assert len(np.unique(fingerprints(pairs))) == len(seen)
+
+
+def test_fingerprints_are_of_source_and_target_alone():
+    """The same in any company, whose longest target may be another: Grows are counted together."""
+    pairs = random_pairs(200, 0, longest=5)
+    long = Pairs.of([0], [list(range(3, 80))])
+    joined = fingerprints(Pairs.join([long, pairs]))
+    np.testing.assert_array_equal(joined[1:], fingerprints(pairs))
+    a = Pairs.of([0, 1, 0, 0, 0, 0, 0], [[3, 4], [3, 4], [4, 3], [3], [3, 4, 4], [], [4]])
+    assert len(np.unique(fingerprints(a))) == 7
+    scored = replace(a, reward=np.ones(7, np.float32), human=np.ones(7, bool))
+    np.testing.assert_array_equal(fingerprints(scored), fingerprints(a))
+
+
+def test_describe_against_loops():
+    drawn = Pairs.of([0, 0, 1, 1, 1], [[7, EOS], [7, EOS], [8, 9, 7], [7, EOS], [EOS]],
+                     [[-1, -2], [-1, -2], [-3, -3, -3], [-0.5, -0.5], [-4]],
+                     [0.1, 0.2, 0.3, 0.4, 0.5])
+    data = Pairs.of([0, 1], [[7, 7], [8, 8]], reward=[0.8, 1.0], human=True)
+    for pairs in (Pairs.join([drawn, data]), Pairs.join([data, drawn])):
+        assert describe(pairs, 4.0) == pytest.approx({
+            "reward_samples": 0.3, "reward_data": 0.9, "truncated": 1 / 5, "distinct": 4 / 5,
+            "entropy": 20 / 10, "tokens_per_second": 10 / 4})
+
+
+def test_seeds_differ_by_each_of_their_numbers():
+    seeds = {rest.seed_of(*numbers) for numbers in itertools.product(range(6), repeat=3)}
+    assert len(seeds) == 6**3
+    assert all(0 <= seed < 2**63 for seed in seeds)
+    assert rest.seed_of(5, 1, 2) == rest.seed_of(5, 1, 2)
+
+
+# -------------------------------------------------------------------------------------- Improve
+
+
+def test_collect_pads_what_the_losses_see():
+    sources = [np.array([3, EOS]), np.array([4, 5, 6, EOS])]
+    pairs = Pairs.of([1, 0, 1], [[7, EOS], [8, 9, EOS], [EOS]],
+                     [[-1, -2], [-3, -4, -5], [-6]], [0.1, 0.2, 0.3])
+    batch = collect(pairs, sources, np.array([2, 1, 0]), "cpu")
+    assert batch.src.tolist() == [[4, 5, 6, EOS], [3, EOS, PAD, PAD], [4, 5, 6, EOS]]
+    assert batch.tokens.tolist() == [[EOS, PAD, PAD], [8, 9, EOS], [7, EOS, PAD]]
+    assert batch.mask.tolist() == [[1, 0, 0], [1, 1, 1], [1, 1, 0]]
+    assert batch.old_logprobs.tolist() == [[-6, 0, 0], [-3, -4, -5], [-1, -2, 0]]
+    torch.testing.assert_close(batch.reward, torch.tensor([[0.3], [0.2], [0.1]]))
+
+
+def frozen_networks(bc):
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        return Frozen(bc=bc, behaviour=some_policy(3), value=ValueModel.from_policy(bc).eval())
+
+
+def grown(bc, task, n=4):
+    return score(Pairs.join([grow(bc, task.sources, n, (1,), MAX_LEN), task.data]), task.sources,
+                 task.reward)
+
+
+@pytest.mark.parametrize("loss", [*losses.LOSSES, "ppo"])
+def test_improve_with_each_loss(loss, bc, task):
+    """It runs, the result is finite, the policy changes, and the frozen networks do not."""
+    frozen, policy, D_g = frozen_networks(bc), copy.deepcopy(bc), grown(bc, task)
+    before = {name: weights(network) for name, network in vars(frozen).items()}
+    events = []
+    hp = SETTINGS.training(updates=8, evaluate_every=4, accumulate=2)
+    done = improve(policy, D_g, task.sources, SETTINGS, hp, 3, loss, frozen, log=events.append,
+                   evaluate=lambda: float(len(events)))
+    assert done["updates"] == 8
+    assert all(np.isfinite(event["loss"]) for event in events)
+    assert weights(policy).isfinite().all()
+    assert (weights(policy) - weights(bc)).abs().max() > 1e-3
+    for name, network in vars(frozen).items():
+        assert torch.equal(weights(network), before[name]), name
+        assert not network.training
+        assert all(x.grad is None for x in network.parameters()), name
+    other = copy.deepcopy(bc)
+    torch.manual_seed(123)
+    improve(other, D_g, task.sources, SETTINGS, hp, 3, loss, frozen, evaluate=None)
+    assert torch.equal(weights(other), weights(policy))  # the seed decides all
+
+
+@pytest.mark.parametrize("loss", losses.LOSSES)
+def test_an_interrupted_improve_goes_on_as_if_it_had_not_been(loss, bc, task, tmp_path,
+                                                              monkeypatch):
+    """Bitwise, with all that a loss remembers: BVMPO's temperature, GOLD's frozen copy."""
+    monkeypatch.setattr(train, "SAVE_EVERY", -1.0)  # at every update
+    frozen, D_g, path = frozen_networks(bc), grown(bc, task), tmp_path / "checkpoint.pt"
+    hp = SETTINGS.training(updates=12, evaluate_every=4, patience=9)
+
+    def run(stop_at=None):
+        policy, looks = copy.deepcopy(bc), itertools.count()
+
+        def evaluate():
+            if next(looks) == stop_at:
+                raise KeyboardInterrupt
+            return float((policy.embedding.weight - bc.embedding.weight).detach().abs().sum())
+
+        improve(policy, D_g, task.sources, SETTINGS, hp, 3, loss, frozen, checkpoint=path,
+                evaluate=evaluate)
+        return weights(policy)
+
+    whole = run()
+    with pytest.raises(KeyboardInterrupt):
+        run(stop_at=2)
+    assert path.exists()
+    assert torch.equal(run(), whole)
+
+
+@pytest.mark.parametrize("loss", ["bc", "gold", "oac", "ppo"])
+def test_improve_accumulates_exactly(loss, bc, task):
+    """One batch of 40 pairs = its micro-batches, for the losses that are sums over tokens."""
+    frozen, pairs = frozen_networks(bc), grown(bc, task).select(np.arange(0, 300, 7)[:40])
+    lengths = np.maximum(pairs.lengths, [len(task.sources[i]) for i in pairs.source])
+
+    def gradient(batch_tokens, accumulate):
+        policy = copy.deepcopy(bc)
+        hp = Training(updates=1, batch_tokens=batch_tokens, accumulate=accumulate, warmup=0,
+                      lr=1.0, clip=1e9, dropout=False)
+        improve(policy, pairs, task.sources, SETTINGS, hp, 0, loss, frozen,
+                optimizer=torch.optim.SGD(policy.parameters(), 1.0))
+        return weights(bc) - weights(policy)
+
+    whole, k = gradient(10**6, 1), len(train.by_length(lengths, 60))
+    assert k > 2
+    assert whole.norm() > 1e-3
+    assert (gradient(60, k) - whole).norm() < 1e-4 * whole.norm()
+
+
+def test_filtered_behaviour_cloning_raises_the_reward(bc, task):
+    D_g, policy = grown(bc, task), copy.deepcopy(bc)
+    kept = D_g.select(FILTERS["threshold"](D_g.source, D_g.reward, 0.5))
+    assert 0.05 < len(kept) / len(D_g) < 0.6 and (kept.reward == 1).all()
+    improve(policy, kept, task.sources, SETTINGS, SETTINGS.training(updates=60), 0)
+    values = [rest.mean_reward(p, task.eval_sources, oracle, SETTINGS, MAX_LEN)
+              for p in (bc, policy)]
+    assert 0.3 < values[0] < 0.8 and values[1] > values[0] + 0.15
+
+
+def test_advantages_have_the_right_sign(bc, task):
+    """OAC and PPO raise the reward from all of D_g, unfiltered; with it turned around, they sink it."""
+    def value_after(loss, sign):
+        policy, D_g = copy.deepcopy(bc), grow(bc, task.sources, 6, (1,), MAX_LEN)
+        D_g = score(D_g, task.sources, oracle)
+        if loss == "ppo":
+            D_g.reward[:] = sign * (D_g.reward - D_g.reward.mean())
+        else:
+            D_g.reward[:] = 0.5 + sign * (D_g.reward - 0.5)
+        frozen = frozen_networks(bc)
+        with torch.no_grad():  # a value of about a half everywhere
+            frozen.value.head.weight.zero_()
+        hp = SETTINGS.training(updates=25, lr=2e-3, dropout=False)
+        improve(policy, D_g, task.sources, replace(SETTINGS, ppo_kl=0.0), hp, 0, loss, frozen)
+        return rest.mean_reward(policy, task.eval_sources, oracle, SETTINGS, MAX_LEN)
+
+    before = rest.mean_reward(bc, task.eval_sources, oracle, SETTINGS, MAX_LEN)
+    for loss in ("oac", "ppo"):
+        assert value_after(loss, 1) > before + 0.03, loss
+        assert value_after(loss, -1) < before - 0.03, loss
+
+
+@pytest.mark.parametrize("loss, anchor", [("ppo", "bc"), ("bvmpo", "behaviour")])
+def test_the_kl_is_to_the_right_anchor(loss, anchor, bc, task, monkeypatch):
+    """PPO's is KL(π_θ ‖ π_BC), BVMPO's KL(π_behaviour ‖ π_θ); no gradient goes into the anchor."""
+    frozen, D_g, seen, divergence = frozen_networks(bc), grown(bc, task), [], losses.kl_divergence
+
+    def spied(p, q):
+        seen.append((p, q))
+        return divergence(p, q)
+
+    monkeypatch.setattr(losses, "kl_divergence", spied)
+    policy, pairs = some_policy(7), D_g.select([5])
+    hp = SETTINGS.training(updates=1, dropout=False)
+    batch = collect(pairs, task.sources, np.array([0]), "cpu")
+    own = rest.logits_of(policy, batch)
+    improve(policy, pairs, task.sources, SETTINGS, hp, 0, loss, frozen)
+    (mine, theirs), = [pair if loss == "ppo" else pair[::-1] for pair in seen]
+    assert mine.requires_grad and not theirs.requires_grad
+    torch.testing.assert_close(mine.detach(), own)
+    torch.testing.assert_close(theirs, rest.logits_of(getattr(frozen, anchor), batch))
+
+
+def test_ppo_goes_back_to_its_anchor_where_nothing_is_to_be_gained(bc, task):
+    policy, pairs = some_policy(7), grow(bc, task.sources, 2, (1,), MAX_LEN)
+    pairs = replace(pairs, logprobs=logprobs_of(policy, task.sources, pairs))
+    pairs.reward[:] = 0.0
+    before = (pairs.logprobs - logprobs_of(bc, task.sources, pairs)).mean()
+    hp = SETTINGS.training(updates=40, lr=3e-3)
+    improve(policy, pairs, task.sources, replace(SETTINGS, ppo_kl=1.0), hp, 0, "ppo", Frozen(bc=bc))
+    after = (logprobs_of(policy, task.sources, pairs)
+             - logprobs_of(bc, task.sources, pairs)).mean()
+    assert before < -0.5 and abs(after) < 0.7 * abs(before)
+
+
+# ------------------------------------------------------------------------------------- measures
+
+
+def test_mean_reward_is_of_the_same_random_numbers_each_time(bc, task, monkeypatch):
+    calls = spy(monkeypatch, "grow")
+    first = rest.mean_reward(bc, task.eval_sources, oracle, SETTINGS, MAX_LEN)
+    assert rest.mean_reward(bc, task.eval_sources, oracle, SETTINGS, MAX_LEN) == first
+    rest.mean_reward(some_policy(), task.eval_sources, oracle, SETTINGS, MAX_LEN)
+    assert len({call["args"][3] for call in calls}) == 1
+    drawn = grow(bc, task.eval_sources, 1, calls[0]["args"][3], MAX_LEN, rows=SETTINGS.rows)
+    assert first == pytest.approx(oracle(task.eval_sources, drawn.targets()).mean())
+
+
+def spy(monkeypatch, name, before=lambda args: None):
+    """Record the calls of a function of rest.py: arguments, result, and before(args)."""
+    calls, function = [], getattr(rest, name)
+
+    def spied(*args, **kwargs):
+        call = {"args": args, "kwargs": kwargs, "before": before(args)}
+        calls.append(call)
+        call["result"] = function(*args, **kwargs)
+        return call["result"]
+
+    monkeypatch.setattr(rest, name, spied)
+    return calls
+
+
+def test_evaluate(bc, task, monkeypatch):
+    calls, seen = spy(monkeypatch, "grow"), []
+    metrics = lambda *args: seen.append(args) or {"oracle": 0.5}
+    watched, other = replace(task, metrics=metrics), some_policy(4)
+    row = evaluate(other, bc, watched, SETTINGS)
+    assert set(row) == {"reward", "greedy_reward", "entropy", "kl_to_bc", "oracle"}
+    assert all(type(value) is float for value in row.values())
+    policy, sampled, greedy = seen[0]
+    assert policy is other and len(sampled) == len(greedy) == len(task.test_sources)
+    assert row["reward"] == pytest.approx(oracle(task.test_sources, sampled.targets()).mean())
+    assert row["greedy_reward"] == pytest.approx(oracle(task.test_sources, greedy.targets()).mean())
+    with torch.no_grad():
+        logprobs = [[token_logprobs(network, pad([x]), pad([y])).sum().item() for network in
+                     (other, bc)] for x, y in zip(task.test_sources, sampled.targets())]
+    own, under_bc = np.sum(logprobs, 0) / len(sampled.tokens)
+    assert row["entropy"] == pytest.approx(-own, abs=1e-4)
+    assert row["kl_to_bc"] == pytest.approx(own - under_bc, abs=1e-4) and row["kl_to_bc"] > 0.01
+    assert evaluate(other, bc, watched, SETTINGS) == row
+    itself = evaluate(bc, bc, watched, SETTINGS)
+    assert abs(itself["kl_to_bc"]) < 1e-5
+    asked = [(call["args"][3], call["kwargs"].get("temperature", 1.0)) for call in calls]
+    assert asked[:2] == asked[2:4] == asked[4:]  # for every policy the same random numbers
+    assert [temperature for _, temperature in asked[:2]] == [1.0, 0]
+    assert same(greedy, score(grow(other, task.test_sources, 1, (9,), MAX_LEN, temperature=0),
+                              task.test_sources, oracle))
+
+
+def test_best_of_n(bc, task, monkeypatch):
+    calls = spy(monkeypatch, "grow")
+    chosen = dict(rest.best_of_n(bc, task, SETTINGS, (1, 2, 4, 16)))
+    assert list(chosen) == [1, 2, 4, 16] and len(calls) == 1
+    drawn = score(calls[0]["result"], task.test_sources, oracle)
+    for n, pairs in chosen.items():
+        assert list(pairs.source) == list(range(len(task.test_sources)))
+        for i in range(len(task.test_sources)):
+            rewards = drawn.reward[16 * i : 16 * i + n]
+            assert pairs.reward[i] == rewards.max()
+            assert list(pairs.target(i)) == list(drawn.target(16 * i + int(rewards.argmax())))
+    assert same(chosen[1], drawn.select(np.arange(0, len(drawn), 16)))  # the plain samples
+    means = [pairs.reward.mean() for pairs in chosen.values()]
+    assert means == sorted(means) and means[-1] > means[0] + 0.2
+
+
+def test_the_row_of_bc(bc, task):
+    row = rest.bc_row(bc, task, SETTINGS, FakeRun())
+    assert set(row) == ROW
+    assert (row["name"], row["loss"], row["grow"], row["improve"]) == ("BC", "bc", 0, 0)
+    assert (row["samples"], row["distinct_samples"], row["kept_data"]) == (0, 0, 1.0)
+    assert row["threshold"] is None and row["kept_samples"] is None and row["seconds"] == 2.0
+
+
+# ---------------------------------------------------------------------------------- Algorithm 1
+
+ROW = {"name", "loss", "grow", "improve", "threshold", "reward", "greedy_reward", "oracle",
+       "entropy", "kl_to_bc", "kept_samples", "kept_data", "samples", "distinct_samples", "seconds"}
+
+
+@pytest.fixture(scope="module")
+def whole(bc, task):
+    """One run of rest(): what it yielded, and what it called on the way."""
+    scored = []
+
+    def counted(sources, outputs):
+        scored.append(len(outputs))
+        return oracle(sources, outputs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        grows, improves = spy(patch, "grow", lambda args: weights(args[0])), spy(
+            patch, "improve", lambda args: weights(args[0]))
+        run, before = FakeRun(), weights(bc)
+        yielded = [(row, weights(policy), D_g, select(D_g, SETTINGS, row["improve"])[0]) for
+                   row, policy, D_g in rest.rest(bc, replace(task, reward=counted), SETTINGS, run)]
+    grows = [call for call in grows if call["args"][2] == SETTINGS.samples]
+    return {"yielded": yielded, "rows": [y[0] for y in yielded], "run": run, "scored": scored,
+            "grows": grows, "improves": improves, "bc_before": before}
+
+
+def test_rest_yields_a_row_for_each_improve_in_order(whole):
+    rows = whole["rows"]
+    assert [(row["grow"], row["improve"]) for row in rows] == [(1, 0), (1, 1), (1, 2), (2, 1)]
+    assert all(set(row) == ROW for row in rows)
+    assert all(row["name"] == "ReST" and row["loss"] == "bc" for row in rows)
+    assert [row["threshold"] for row in rows] == [None, 0.25, 0.75, 0.25]
+    assert all(row["seconds"] > 0 for row in rows)
+    assert whole["run"].steps == ["grow-1", "score-1", "improve-1-0", "improve-1-1", "improve-1-2",
+                                  "grow-2", "score-2", "improve-2-1"]
+
+
+def test_D_is_in_D_g_scored_and_filtered(whole, task):
+    n = SETTINGS.samples * len(task.sources)
+    for row, _, D_g, kept in whole["yielded"]:
+        assert len(D_g) == len(kept) == n + len(task.data)
+        data = D_g.select(D_g.human)
+        assert [list(y) for y in data.targets()] == [list(y) for y in task.data.targets()]
+        np.testing.assert_array_equal(data.source, task.data.source)
+        np.testing.assert_array_equal(
+            D_g.reward, oracle([task.sources[i] for i in D_g.source], D_g.targets()))
+        expected = (np.ones(len(D_g), bool) if row["threshold"] is None else
+                    D_g.reward > row["threshold"])
+        np.testing.assert_array_equal(kept, expected)
+        assert row["kept_samples"] == pytest.approx(kept[~D_g.human].mean())
+        assert row["kept_data"] == pytest.approx(kept[D_g.human].mean())
+    assert 0 < whole["rows"][1]["kept_data"] < 1
+
+
+def test_D_itself_stays_unscored(whole, task):
+    assert np.isnan(task.data.reward).all()
+
+
+def test_every_D_g_is_scored_once(whole, task):
+    n = (SETTINGS.samples + 1) * len(task.sources)
+    assert whole["scored"].count(n) == SETTINGS.grow
+    assert set(whole["scored"]) == {n, len(task.eval_sources), len(task.test_sources)}
+
+
+def test_samples_are_counted(whole, task):
+    n, seen, expected = SETTINGS.samples * len(task.sources), set(), []
+    for row, _, D_g, _ in whole["yielded"]:
+        drawn = D_g.select(~D_g.human)
+        seen |= {(int(x), *y.tolist()) for x, y in zip(drawn.source, drawn.targets())}
+        expected.append((row["grow"] * n, len(seen)))
+    assert [(row["samples"], row["distinct_samples"]) for row in whole["rows"]] == expected
+    assert expected[-1][1] > expected[0][1]
+
+
+def test_each_grow_samples_from_the_last_policy(whole, bc):
+    first, second = whole["grows"]
+    assert torch.equal(first["before"], whole["bc_before"])
+    assert torch.equal(second["before"], whole["yielded"][2][1])
+    assert first["args"][3] != second["args"][3]
+    for call, (_, _, D_g, _) in zip((first, second), whole["yielded"][::3]):
+        assert call["args"][5] == SETTINGS.temperature == 0.8
+        np.testing.assert_array_equal(call["result"].logprobs,
+                                      D_g.select(~D_g.human).logprobs)
+
+
+def test_each_improve_starts_from_the_policy_before_on_what_the_filter_kept(whole):
+    before = whole["bc_before"]
+    assert len(whole["improves"]) == len(whole["yielded"])
+    for call, (_, after, D_g, kept) in zip(whole["improves"], whole["yielded"]):
+        assert torch.equal(call["before"], before)
+        assert same(call["args"][1], D_g.select(kept))
+        before = after
+    assert not torch.equal(before, whole["bc_before"])
+
+
+def test_the_learning_rate_falls_with_each_improve_of_a_grow(whole):
+    rates = [call["args"][4].lr for call in whole["improves"]]
+    assert rates == pytest.approx([3e-3, 3e-3, 0.8 * 3e-3, 3e-3])
+    assert len({call["args"][5] for call in whole["improves"]}) == 4  # each its own seed
+
+
+def test_bc_is_left_as_it_was(whole, bc):
+    assert torch.equal(weights(bc), whole["bc_before"]) and not bc.training
+
+
+def test_the_reward_rises(whole, bc, task):
+    base = evaluate(bc, bc, task, SETTINGS)["reward"]
+    rewards = [row["reward"] for row in whole["rows"]]
+    assert rewards[-1] > base + 0.2
+    assert rewards[-1] > rewards[0] + 0.1  # not by Grow alone
+    assert whole["rows"][-1]["kl_to_bc"] > whole["rows"][0]["kl_to_bc"]
+
+
+def test_what_is_logged(whole):
+    events = whole["run"].events
+    grown = [event for event in events if event["event"] == "grow"]
+    assert [event["grow"] for event in grown] == [1, 2]
+    for event, (_, _, D_g, _) in zip(grown, whole["yielded"][::3]):
+        assert event["reward_samples"] == pytest.approx(D_g.reward[~D_g.human].mean())
+        assert event["reward_data"] == pytest.approx(D_g.reward[D_g.human].mean())
+    rows = [event for event in events if event["event"] == "row"]
+    assert rows == [{"event": "row", **row} for row in whole["rows"]]
+    steps = {event["step"] for event in events if event["event"] == "train"}
+    assert steps == {"improve-1-0", "improve-1-1", "improve-1-2", "improve-2-1"}
+
+
+SMALL = replace(SETTINGS, grow=1, improve=(1,), samples=2, updates=3, evaluate_every=3)
+
+
+def small_rest(bc, task, run=None, **changes):
+    return list(rest.rest(bc, task, replace(SMALL, **changes), run or FakeRun()))
+
+
+def test_an_empty_selection_is_skipped_and_reported(bc, task):
+    run = FakeRun()
+    (_, before, _), (row, after, _) = small_rest(bc, task, run, thresholds=(1.0,))
+    assert (row["kept_samples"], row["kept_data"]) == (0, 0)
+    assert torch.equal(weights(before), weights(after))
+    assert set(row) == ROW and row["improve"] == 1
+    warnings = [event["text"] for event in run.events if event["event"] == "warning"]
+    assert len(warnings) == 1 and "improve-1-1" in warnings[0] and "nothing" in warnings[0]
+
+
+def test_a_first_threshold_below_the_mean_is_warned_of(bc, task):
+    for name, tau, warned in [("threshold", 0.01, True), ("threshold", 0.99, False),
+                              ("quantile", 0.0, True), ("quantile", 0.99, False),
+                              ("percentile", 1.0, False)]:
+        run = FakeRun()
+        small_rest(bc, task, run, filter=name, thresholds=(tau,))
+        assert any("not above the mean" in event.get("text", "") for event in run.events) == warned
+
+
+def test_same_seed_same_run(bc, task):
+    """Whatever else the program has drawn; and another seed is another run."""
+    for loss in ("bc", "oac"):
+        ends = []
+        for seed in (1, 2):
+            torch.manual_seed(seed)
+            with pytest.MonkeyPatch.context() as patch:
+                values = spy(patch, "behaviour_value")
+                _, (_, policy, D_g) = small_rest(bc, task, loss=loss)
+            ends.append(torch.cat([weights(policy)] + [weights(v["result"]) for v in values]))
+        assert torch.equal(*ends), loss
+    other = small_rest(bc, task, seed=6)[-1]
+    assert not same(D_g, other[2])
+
+
+def test_the_other_losses_get_the_networks_they_need(bc, task, monkeypatch):
+    for loss in ("gold", "oac", "bvmpo"):
+        run = FakeRun()
+        with pytest.MonkeyPatch.context() as patch:
+            calls = spy(patch, "improve")
+            rows = [row for row, *_ in small_rest(bc, task, run, loss=loss, grow=2, improve=(1, 1))]
+        assert [row["loss"] for row in rows] == ["bc", loss, loss]
+        # the first Improve of Grow alone is always by BC
+        assert [call["args"][6] for call in calls] == ["bc", loss, loss]
+        frozen = [call["args"][7] for call in calls]
+        assert all(f.bc is bc for f in frozen)
+        assert torch.equal(weights(frozen[1].behaviour), weights(bc))
+        assert torch.equal(weights(frozen[2].behaviour), weights(calls[1]["args"][0]))
+        assert all((f.value is not None) == (loss != "gold") for f in frozen)
+        assert ("value-2" in run.steps) == (loss != "gold")
+        assert np.isfinite([row["reward"] for row in rows]).all()
+
+
+def test_a_grow_of_some_sources(bc, task):
+    """Its samples belong to the sources that they say they do; all of D is still in D_g."""
+    _, (row, _, D_g) = small_rest(bc, task, grow_sources=20)
+    drawn = D_g.select(~D_g.human)
+    assert len(set(drawn.source)) == 20 and len(drawn) == 40 == row["samples"]
+    assert D_g.human.sum() == len(task.data)
+    np.testing.assert_allclose(logprobs_of(bc, task.sources, drawn), drawn.logprobs, atol=1e-5)
+    chosen = [set(rest.some_sources(task, replace(SMALL, grow_sources=20), g)) for g in (1, 2)]
+    assert chosen[0] == set(drawn.source) and chosen[0] != chosen[1]
+    assert list(rest.some_sources(task, replace(SMALL, grow_sources=10**6), 1)) == list(range(60))
+
+
+def test_equal_outputs_can_be_kept_only_once(bc, task):
+    _, (row, _, D_g) = small_rest(bc, task, samples=16, distinct=True)
+    drawn = D_g.select(~D_g.human)
+    assert distinct(drawn).all() and len(drawn) == row["distinct_samples"] < 960
+    plain = small_rest(bc, task, samples=16)[1][0]
+    assert plain["distinct_samples"] == row["distinct_samples"]
+    assert plain["samples"] == row["samples"] == 960  # what was drawn, and so what it cost
+
+
+# --------------------------------------------------------------------------------- the baseline
+
+
+def test_online(bc, task, monkeypatch):
+    before = weights(bc)
+    grows, improves = spy(monkeypatch, "grow"), spy(monkeypatch, "improve",
+                                                    lambda args: weights(args[0]))
+    run = FakeRun()
+    row, policy = rest.online(bc, task, replace(SETTINGS, ppo_samples=200), run)
+    assert set(row) == ROW and run.steps == ["ppo"]
+    assert (row["name"], row["loss"], row["grow"]) == ("PPO", "ppo", 6)
+    grows = [call for call in grows if call["args"][2] == SETTINGS.ppo_group]
+    assert len(grows) == len(improves) == 6
+    assert row["samples"] == sum(len(call["result"]) for call in grows) == 192 <= 200
+    assert 0 < row["distinct_samples"] <= row["samples"]
+    assert len({call["args"][3] for call in grows}) == 6
+    for k, (grown, call) in enumerate(zip(grows, improves)):
+        pairs, sources, hp = call["args"][1], call["args"][2], call["args"][4]
+        groups = pairs.reward.reshape(-1, SETTINGS.ppo_group)
+        assert groups.shape == (8, 4) and (pairs.source.reshape(8, 4).T == np.arange(8)).all()
+        np.testing.assert_allclose(groups.mean(1), 0, atol=1e-6)
+        raw = oracle([sources[i] for i in pairs.source], pairs.targets()).reshape(8, 4)
+        centred = raw - raw.mean(1, keepdims=True)
+        if raw.std() > 0:
+            np.testing.assert_allclose(groups * centred.std(), centred * groups.std(), atol=1e-4)
+        np.testing.assert_array_equal(pairs.logprobs, grown["result"].logprobs)
+        assert call["args"][6] == "ppo" and call["args"][7].bc is bc
+        assert not hp.dropout and hp.updates == SETTINGS.ppo_updates
+        assert torch.equal(call["before"], before if k == 0 else call["before"])
+        assert call["kwargs"]["optimizer"] is improves[0]["kwargs"]["optimizer"]
+    assert torch.equal(weights(bc), before)
+    assert not torch.equal(weights(policy), before)
+    assert row["kl_to_bc"] == evaluate(policy, bc, task, SETTINGS)["kl_to_bc"]
+
+
+def test_online_raises_the_reward_and_its_anchor_holds_it(bc, task):
+    settings = replace(SETTINGS, ppo_samples=1280, ppo_batch=128, ppo_updates=4, ppo_lr=2e-3)
+    base = evaluate(bc, bc, task, settings)["reward"]
+    free, _ = rest.online(bc, task, replace(settings, ppo_kl=0.0), FakeRun())
+    held, _ = rest.online(bc, task, replace(settings, ppo_kl=10.0), FakeRun())
+    assert free["reward"] > base + 0.1
+    assert held["kl_to_bc"] < 0.2 * free["kl_to_bc"]
+
+
+@pytest.mark.parametrize("budget, batch, group", [(0, 32, 4), (8, 32, 4), (100, 24, 8)])
+def test_online_draws_no_more_than_its_budget(budget, batch, group, bc, task):
+    settings = replace(SETTINGS, ppo_samples=budget, ppo_batch=batch, ppo_group=group, samples=2)
+    row, _ = rest.online(bc, task, settings, FakeRun())
+    assert row["samples"] <= (budget or 2 * len(task.sources))
+    assert row["samples"] >= (budget or 2 * len(task.sources)) - batch
+
+
+def test_online_with_few_sources(bc):
+    """A batch that holds more groups than there are sources."""
+    few = some_task(5)
+    row, _ = rest.online(bc, few, replace(SETTINGS, ppo_samples=64, ppo_batch=32), FakeRun())
+    assert 0 < row["samples"] <= 64
+
+
+def test_every_sample_of_a_ppo_round_is_used(bc, task, monkeypatch):
+    """With equal lengths: as many batches as updates, whichever side is the longer."""
+    used = []
+    fit = rest.fit
+
+    def spied(model, loss_of, lengths, units, hp, seed, **kwargs):
+        seen = []
+        fit(model, lambda index, progress: (seen.extend(index), loss_of(index, progress))[1],
+            lengths, units, hp, seed, **kwargs)
+        used.append((len(set(seen)), len(lengths)))
+
+    monkeypatch.setattr(rest, "fit", spied)
+    long = replace(task, sources=[np.array([x[0], *4 * [FILLER], EOS]) for x in task.sources])
+    rest.online(bc, long, replace(SETTINGS, ppo_samples=32), FakeRun())
+    assert used == [(32, 32)]

@@ -1,0 +1,363 @@
+"""run.py: command lines, and what a run's folder keeps when a process fails, stops or is resumed."""
+
+import errno
+import io
+import json
+import os
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import run as run_module
+import train
+from run import (Run, RunSettings, Stopped, UserError, choose_device, guarded, parse, plain_type,
+                 setting)
+from train import Pairs
+
+
+@dataclass
+class Settings(RunSettings):
+    count: int = setting(3, "how many")
+    share: float = setting(0.5, "how much")
+    title: str = setting("none", "how called")
+    sizes: tuple[int, ...] = setting((1, 2), "how big")
+    limit: int | None = setting(None, "how far")
+    kind: str = setting("a", "of which sort", choices=("a", "b"))
+    dry: bool = setting(False, "without water")
+    warm: bool = setting(True, "with heat")
+
+
+def parsed(*argv, **kwargs):
+    return parse(Settings, list(argv), **kwargs)
+
+
+def refused(capsys, *argv, **kwargs):
+    """The last line on standard error of a command line that must be refused."""
+    with pytest.raises(SystemExit) as stop:
+        parsed(*argv, **kwargs)
+    assert stop.value.code == 2
+    return capsys.readouterr().err.splitlines()[-1]
+
+
+# ---------------------------------------------------------------------------------- command line
+
+
+def test_defaults_are_the_dataclass():
+    assert parsed() == Settings()
+
+
+def test_types():
+    s = parsed("--count", "7", "--share", "1e-3", "--title", "x y", "--limit", "9", "--kind", "b")
+    assert (s.count, s.share, s.title, s.limit, s.kind) == (7, 0.001, "x y", 9, "b")
+    assert type(s.count) is int and type(s.share) is float
+
+
+def test_tuples():
+    assert parsed("--sizes", "4", "5", "6").sizes == (4, 5, 6)
+    assert parsed("--sizes", "4").sizes == (4,)
+    assert parsed().sizes == (1, 2)
+
+
+def test_booleans_go_both_ways():
+    assert parsed("--dry").dry and not parsed("--no-dry").dry
+    assert parsed("--warm").warm and not parsed("--no-warm").warm
+    assert parsed("--no-dry", "--dry").dry  # the last one counts
+
+
+def test_underscores_are_dashes():
+    assert parsed("--stop-after", "bc").stop_after == "bc"
+
+
+@pytest.mark.parametrize("argv, said", [
+    (["--unknown", "1"], "--unknown"), (["--coun", "1"], "--coun"),  # no abbreviations
+    (["--count", "x"], "--count"), (["--count", "1.5"], "--count"), (["--sizes", "1", "b"], "--sizes"),
+    (["--sizes"], "--sizes"), (["--kind", "c"], "--kind"), (["stray"], "stray"),
+    (["--stop_after", "bc"], "--stop_after")])
+def test_refused(capsys, argv, said):
+    assert said in refused(capsys, *argv)
+
+
+def test_presets_are_defaults_that_flags_override(capsys):
+    presets = {"small": {}, "large": {"count": 100, "sizes": (8, 9)}}
+    assert parsed(presets=presets) == Settings()
+    assert parsed("--preset", "large", presets=presets) == Settings(count=100, sizes=(8, 9))
+    for argv in (["--preset", "large", "--count", "5"], ["--count", "5", "--preset", "large"]):
+        assert parsed(*argv, presets=presets) == Settings(count=5, sizes=(8, 9))
+    assert "huge" in refused(capsys, "--preset", "huge", presets=presets)
+    assert "--preset" in refused(capsys, "--preset", "large")  # a program without presets
+
+
+@pytest.mark.parametrize("program", [None, "train_toy", "train_mt"])
+def test_help_mentions_every_field(capsys, monkeypatch, program):
+    monkeypatch.setenv("COLUMNS", "400")  # each flag on one line
+    cls = __import__(program).Settings if program else Settings
+    with pytest.raises(SystemExit) as stop:
+        parse(cls, ["--help"], "what it does")
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    assert "what it does" in text
+    for field in fields(cls):
+        assert f"--{field.name.replace('_', '-')}" in text
+        assert field.metadata["help"] in text, field.name
+        assert not field.metadata["help"].endswith((".", " "))
+
+
+def test_plain_type():
+    assert plain_type(int) == (int, False)
+    assert plain_type(tuple[float, ...]) == (float, True)
+    assert plain_type(int | None) == (int, False)
+
+
+# ---------------------------------------------------------------------------------------- folder
+
+
+@pytest.fixture(autouse=True)
+def in_a_folder_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def opened(**settings):
+    return Run(Settings(**settings), "made-up")
+
+
+def events(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def nothing_to_make():
+    raise AssertionError("this step is done: nothing is to be made")
+
+
+PAIRS = Pairs.of([0, 1], [np.array([5, 2]), np.array([6, 7, 2])], reward=[0.25, 1.0])
+
+
+def test_new_runs_are_numbered():
+    assert [opened().folder for _ in range(3)] == [Path(f"runs/made-up-{n}") for n in (1, 2, 3)]
+    assert Run(Settings(), "other").folder == Path("runs/other-1")
+    config = json.loads(Path("runs/made-up-2/config.json").read_text())
+    assert config["program"] == "made-up" and config["settings"]["count"] == 3
+    assert config["versions"]["torch"] == torch.__version__ and config["threads"] >= 1
+
+
+def test_resume_without_out_takes_the_newest():
+    opened(), opened()
+    assert opened(resume=True).folder == Path("runs/made-up-2")
+    assert opened().folder == Path("runs/made-up-3")
+
+
+def test_an_existing_run_is_refused_without_resume(tmp_path):
+    opened(out="mine")
+    before = (tmp_path / "mine/config.json").read_bytes()
+    with pytest.raises(UserError, match="mine.*--resume"):
+        opened(out="mine", count=4)
+    assert (tmp_path / "mine/config.json").read_bytes() == before
+
+
+def test_a_file_is_not_a_folder():
+    Path("mine").write_text("text")
+    with pytest.raises(UserError, match="mine is a file"):
+        opened(out="mine")
+    assert Path("mine").read_text() == "text"
+
+
+@pytest.mark.parametrize("resume", [False, True])
+@pytest.mark.parametrize("there", [False, True])
+def test_an_absent_or_empty_folder_starts_afresh(there, resume):
+    if there:
+        Path("deep/mine").mkdir(parents=True)
+    run = opened(out="deep/mine", resume=resume)
+    assert (run.folder / "config.json").exists() and run.step("a", lambda: {"x": 1}) == {"x": 1}
+
+
+def test_resume_with_nothing_to_resume_starts_the_first():
+    assert opened(resume=True).folder == Path("runs/made-up-1")
+
+
+def test_other_settings_are_refused_by_name():
+    opened(out="mine", count=3, sizes=(1, 2))
+    with pytest.raises(UserError) as refusal:
+        opened(out="mine", resume=True, count=4, sizes=(1, 3))
+    text = str(refusal.value)
+    assert "mine" in text and "count was 3, now 4" in text and "sizes was [1, 2], now [1, 3]" in text
+    assert "share" not in text and "\n" not in text
+    assert json.loads(Path("mine/config.json").read_text())["settings"]["count"] == 3
+
+
+def test_where_and_how_far_a_run_goes_may_differ():
+    opened(out="mine", stop_after="a")
+    opened(out="mine", resume=True, stop_after="b", device="cpu")
+
+
+def test_a_step_is_made_once():
+    run, made = opened(out="mine"), []
+
+    def make():
+        made.append(1)
+        return {"weights": {"w": torch.arange(3.0)}, "row": {"name": "BC", "reward": None, "n": 2}}
+
+    first = run.step("bc", make)
+    for again in (run.step("bc", make), opened(out="mine", resume=True).step("bc", make)):
+        assert torch.equal(again["weights"]["w"], first["weights"]["w"])
+        assert again["row"] == first["row"]
+    assert made == [1]
+    assert [e["step"] for e in events(run.folder) if e["event"] == "step"] == ["bc"]
+
+
+def test_pairs_come_back_as_they_were():
+    run = opened(out="mine")
+    run.step("grow-1", lambda: PAIRS)
+    loaded = opened(out="mine", resume=True).step("grow-1", nothing_to_make)
+    for field in fields(Pairs):
+        a, b = getattr(PAIRS, field.name), getattr(loaded, field.name)
+        assert a.dtype == b.dtype and np.array_equal(a, b), field.name
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, UserError])
+def test_a_failing_step_leaves_nothing(error):
+    run = opened(out="mine")
+
+    def make():
+        raise error("no")
+
+    with pytest.raises(error):
+        run.step("bc", make)
+    assert not list((run.folder / "steps").iterdir())
+    assert not (run.folder / "metrics.jsonl").exists()
+    assert run.step("bc", lambda: {"x": 1}) == {"x": 1}
+
+
+def test_stop_after():
+    run = opened(out="mine", stop_after="b")
+    run.step("a", lambda: {"x": 1})
+    with pytest.raises(Stopped, match="b is done; --resume --out mine"):
+        run.step("b", lambda: {"x": 2})
+    run = opened(out="mine", resume=True)
+    assert run.step("b", nothing_to_make) == {"x": 2}
+
+
+def test_seconds_outlive_the_process(monkeypatch):
+    run, clock = opened(out="mine"), [100.0]
+    monkeypatch.setattr(run_module.time, "monotonic", lambda: clock[0])
+
+    def make():
+        clock[0] += 40
+        return {"x": 1}
+
+    run.begin = clock[0]
+    run.step("a", make)
+    assert run.seconds("a") == 40 and run.seconds("b") == 0 and run.elapsed() == 40
+    run = opened(out="mine", resume=True)
+    clock[0] += 2
+    assert run.seconds("a") == 40 and run.elapsed() == 42
+
+
+def test_warnings_are_shown_and_logged(capsys):
+    run = opened(out="mine")
+    run.log("warning", text="too short")
+    run.logger("bc")({"update": 3})
+    assert "warning: too short" in "".join(capsys.readouterr())
+    assert events(run.folder) == [{"event": "warning", "text": "too short"},
+                                  {"event": "train", "step": "bc", "update": 3}]
+
+
+def test_a_torn_last_line_of_the_log_does_not_stop_a_resume():
+    run = opened(out="mine")
+    run.step("a", lambda: {"x": 1})
+    with open("mine/metrics.jsonl", "a") as file:
+        file.write('{"event": "train", "st')  # what a full disk or a pulled plug leaves
+    run = opened(out="mine", resume=True)
+    assert run.step("a", nothing_to_make) == {"x": 1}
+    run.log("warning", text="later")
+    assert [e["event"] for e in events(run.folder)] == ["step", "warning"]
+
+
+# ----------------------------------------------------------------------------------- a full disk
+
+
+class Full(io.BufferedWriter):
+    """A file on a disk that has room for 500 bytes."""
+
+    room = 500
+
+    def write(self, data):
+        self.room -= memoryview(data).nbytes
+        if self.room < 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return super().write(data)
+
+
+def full_at_write(monkeypatch):
+    monkeypatch.setattr(train, "open", lambda path, mode: Full(io.FileIO(path, mode)), raising=False)
+
+
+def full_at_fsync(monkeypatch):
+    def fsync(number):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    monkeypatch.setattr(train.os, "fsync", fsync)
+
+
+MADE = {"tensors": lambda: {"w": torch.zeros(5000)},
+        "pairs": lambda: Pairs.of(range(999), [np.array([5, 2])] * 999)}
+
+
+@pytest.mark.parametrize("fill", [full_at_write, full_at_fsync])
+@pytest.mark.parametrize("what", MADE)
+def test_a_full_disk_is_one_line_and_no_half_file(monkeypatch, capsys, fill, what):
+    run = opened(out="mine")
+    with monkeypatch.context() as patch:
+        fill(patch)
+        with pytest.raises(SystemExit) as stop:
+            guarded(lambda: run.step("a", MADE[what]))
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and error.startswith("error: ") and len(error.splitlines()) == 1
+    assert not list((run.folder / "steps").iterdir())
+    assert len(run.step("a", MADE[what])) == len(MADE[what]())  # once there is room again
+
+
+@pytest.mark.parametrize("fill", [full_at_write, full_at_fsync])
+def test_a_full_disk_keeps_the_previous_file(monkeypatch, fill):
+    run = opened(out="mine")
+    run.save_json("results.json", {"rows": [1]})
+    fill(monkeypatch)
+    with pytest.raises(OSError):
+        run.save_json("results.json", {"rows": list(range(1000))})
+    assert json.loads((run.folder / "results.json").read_text()) == {"rows": [1]}
+
+
+# --------------------------------------------------------------------------------------- guarded
+
+
+def raising(error):
+    def main():
+        raise error
+    return main
+
+
+@pytest.mark.parametrize("error, said", [
+    (UserError("--data nowhere: no such folder"), "error: --data nowhere: no such folder\n"),
+    (OSError(errno.ENOSPC, "No space left on device"), "error: [Errno 28] No space left on device\n")])
+def test_what_a_person_can_mend_is_one_line(capsys, error, said):
+    with pytest.raises(SystemExit) as stop:
+        guarded(raising(error))
+    assert stop.value.code == 2
+    assert capsys.readouterr() == ("", said)
+
+
+def test_guarded_stop_interrupt_and_bugs(capsys):
+    guarded(raising(Stopped("bc is done")))  # no error, exit code 0
+    assert capsys.readouterr().out == "bc is done\n"
+    with pytest.raises(SystemExit) as stop:
+        guarded(raising(KeyboardInterrupt()))
+    assert stop.value.code == 130 and "--resume" in capsys.readouterr().err
+    with pytest.raises(ZeroDivisionError):  # a bug keeps its traceback
+        guarded(raising(ZeroDivisionError()))
+
+
+def test_a_device_that_is_not_there():
+    assert choose_device("cpu") == torch.device("cpu")
+    if not torch.cuda.is_available():
+        with pytest.raises(UserError, match="--device cuda"):
+            choose_device("cuda")

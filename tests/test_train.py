@@ -1,0 +1,509 @@
+"""train.py: the record of pairs, batches of like length, and the one optimiser loop."""
+
+import copy
+import itertools
+from dataclasses import fields
+
+import numpy as np
+import pytest
+import torch
+import torch.nn as nn
+
+import losses
+import train
+from model import EOS, PAD, Config, Dropout, Transformer, shift_right
+from train import Pairs, Training, batches, by_length, fit, pad, write
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Tensors this small gain nothing from a second thread, and lose when the machine is busy."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def some_pairs():
+    """Five pairs, an empty target among them."""
+    targets = [[5, 6, EOS], [7, EOS], [], [8, 9, 10, EOS], [EOS]]
+    logprobs = [[-0.1 * (i + t) for t in range(len(y))] for i, y in enumerate(targets)]
+    return targets, Pairs.of([3, 0, 0, 2, 1], targets, logprobs, [0.1, 0.2, 0.3, 0.4, 0.5],
+                             human=np.array([True, False, True, False, False]))
+
+
+def assert_same(a, b):
+    for f in fields(Pairs):
+        x, y = getattr(a, f.name), getattr(b, f.name)
+        assert x.dtype == y.dtype, f.name
+        np.testing.assert_array_equal(x, y, err_msg=f.name)
+
+
+# ---------------------------------------------------------------------------------------- pairs
+
+
+def test_pairs_are_what_went_in():
+    targets, pairs = some_pairs()
+    assert len(pairs) == 5
+    assert [list(y) for y in pairs.targets()] == targets
+    assert [list(y) for y in pairs.targets([3, 1])] == [targets[3], targets[1]]
+    assert list(pairs.lengths) == [3, 2, 0, 4, 1]
+    assert list(pairs.target(2)) == []
+    assert [pairs.source.dtype, pairs.tokens.dtype, pairs.starts.dtype] == [
+        np.int32, np.int32, np.int64]
+    assert [pairs.logprobs.dtype, pairs.reward.dtype, pairs.human.dtype] == [
+        np.float32, np.float32, bool]
+    at = pairs.starts[3]
+    np.testing.assert_allclose(pairs.logprobs[at : at + 4], [-0.3, -0.4, -0.5, -0.6])
+
+
+def test_pairs_are_not_scored_until_they_are():
+    pairs = Pairs.of([0, 1], [[3, EOS], [EOS]])
+    assert np.isnan(pairs.reward).all() and len(pairs.reward) == 2
+    assert not pairs.human.any()
+    assert (pairs.logprobs == 0).all() and len(pairs.logprobs) == 3
+    assert Pairs.of(range(2), [[3, EOS], [EOS]], human=True).human.all()
+
+
+def test_no_pairs_at_all():
+    empty = Pairs.of([], [])
+    assert len(empty) == 0 and empty.targets() == [] and list(empty.starts) == [0]
+    _, pairs = some_pairs()
+    assert_same(pairs.select(np.zeros(5, bool)), empty)
+    assert_same(Pairs.join([empty, pairs, empty]), pairs)
+
+
+@pytest.mark.parametrize("index", [
+    [3, 0, 0, 2], [-1, 2], [], np.array([4, 3, 2, 1, 0]), slice(1, 4),
+    np.array([True, False, True, False, True])])
+def test_select_takes_these_pairs_in_this_order(index):
+    targets, pairs = some_pairs()
+    chosen = pairs.select(index)
+    expected = list(np.arange(5)[index])
+    assert [list(y) for y in chosen.targets()] == [targets[i] for i in expected]
+    for row, i in enumerate(expected):
+        assert chosen.source[row] == pairs.source[i]
+        assert chosen.reward[row] == pairs.reward[i]
+        assert chosen.human[row] == pairs.human[i]
+        np.testing.assert_array_equal(chosen.logprobs[chosen.starts[row] : chosen.starts[row + 1]],
+                                      pairs.logprobs[pairs.starts[i] : pairs.starts[i + 1]])
+    assert chosen.starts.dtype == np.int64
+
+
+def test_select_copies():
+    _, pairs = some_pairs()
+    chosen = pairs.select(np.ones(5, bool))
+    chosen.tokens[:], chosen.reward[:], chosen.source[:] = 99, 0.0, 99
+    assert_same(pairs, some_pairs()[1])
+
+
+def test_join_is_one_after_the_other():
+    _, pairs = some_pairs()
+    parts = [pairs.select([0, 1]), pairs.select([2]), pairs.select([3, 4])]
+    assert_same(Pairs.join(parts), pairs)
+
+
+def test_save_and_load_give_the_same_pairs(tmp_path):
+    _, pairs = some_pairs()
+    pairs.reward[1] = np.nan
+    pairs.save(tmp_path / "pairs.npz")
+    assert_same(Pairs.load(tmp_path / "pairs.npz"), pairs)
+    assert [p.name for p in tmp_path.iterdir()] == ["pairs.npz"]
+
+
+def test_write_is_all_or_nothing(tmp_path):
+    path = tmp_path / "file"
+    write(path, lambda file: file.write(b"old"))
+
+    def breaks_off(file):
+        file.write(b"half of the n")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write(path, breaks_off)
+    assert path.read_bytes() == b"old"
+    with pytest.raises(KeyboardInterrupt):
+        write(tmp_path / "other", breaks_off)
+    assert not (tmp_path / "other").exists()
+    write(path, lambda file: file.write(b"new"))  # what was left behind is no obstacle
+    assert path.read_bytes() == b"new"
+
+
+# -------------------------------------------------------------------------------------- batches
+
+
+def test_pad():
+    padded = pad([[3, 4, EOS], np.array([5], np.int32), []])
+    assert padded.dtype == torch.int64
+    assert padded.tolist() == [[3, 4, EOS], [5, PAD, PAD], [PAD, PAD, PAD]]
+    assert pad([[], []]).tolist() == [[PAD], [PAD]]  # never of width 0
+
+
+def random_lengths(n, high=30, seed=0):
+    return np.random.default_rng(seed).integers(1, high, n)
+
+
+def one_epoch(lengths, stream):
+    """The next batches that hold, together, as many items as there are."""
+    cut, n = [], 0
+    while n < len(lengths):
+        cut.append(next(stream))
+        n += len(cut[-1])
+    return cut
+
+
+@pytest.mark.parametrize("n, batch_tokens", [(1, 64), (7, 64), (500, 64), (3000, 40), (200, 10**6)])
+def test_every_item_once_an_epoch_and_no_batch_too_large(n, batch_tokens):
+    lengths = random_lengths(n)
+    stream = batches(lengths, batch_tokens, seed=1)
+    for _ in range(3):
+        cut = one_epoch(lengths, stream)
+        assert sorted(np.concatenate(cut)) == list(range(n))
+        assert max(len(index) * lengths[index].max() for index in cut) <= batch_tokens
+
+
+def test_an_item_larger_than_a_batch_stands_alone():
+    lengths = np.array([3, 100, 3, 4])
+    cut = one_epoch(lengths, batches(lengths, 10, seed=0))
+    assert [1] in [list(index) for index in cut]
+    assert sorted(np.concatenate(cut)) == [0, 1, 2, 3]
+
+
+def test_batches_depend_on_seed_and_epoch_alone():
+    lengths = random_lengths(300)
+    first = batches(lengths, 100, seed=1)
+    epochs = [[list(index) for index in one_epoch(lengths, first)] for _ in range(2)]
+    np.random.seed(3)
+    torch.manual_seed(3)
+    again = batches(lengths, 100, seed=1)
+    assert [[list(index) for index in one_epoch(lengths, again)] for _ in range(2)] == epochs
+    other = [list(index) for index in one_epoch(lengths, batches(lengths, 100, seed=2))]
+    assert epochs[0] != epochs[1] and epochs[0] != other
+    mixed = [{frozenset(index) for index in epoch} for epoch in epochs]
+    assert len(mixed[0] & mixed[1]) < len(mixed[0]) / 4  # new mixtures, not a new order of the old
+
+
+def test_batches_waste_little_on_padding():
+    lengths = random_lengths(5000, high=60)
+    cut = one_epoch(lengths, batches(lengths, 600, seed=0))
+    padded = sum(len(index) * lengths[index].max() for index in cut)
+    assert lengths.sum() > 0.9 * padded
+
+
+def test_by_length():
+    lengths = np.array([5, 1, 3, 1, 2, 5])
+    cut = by_length(lengths, 6)
+    assert [list(index) for index in cut] == [[1, 3, 4], [2], [0], [5]]
+    assert [list(index) for index in by_length(lengths, 6, np.array([5, 4, 2]))] == [[4, 2], [5]]
+    assert [list(index) for index in by_length(np.array([0, 0]), 6)] == [[0, 1]]
+
+
+# -------------------------------------------------------------------------------- learning rate
+
+
+def test_learning_rate_rises_to_the_peak_and_falls_to_the_end():
+    hp = Training(updates=100, lr=2.0, warmup=10, final_lr=0.1)
+    rates = [hp.lr_at(update) for update in range(101)]
+    assert rates[0] == pytest.approx(0.2)  # the first step is not lost on a rate of 0
+    assert rates[9] == rates[10] == pytest.approx(2.0)
+    assert np.diff(rates[:10]) == pytest.approx(np.full(9, 0.2))
+    assert np.diff(rates[10:]) == pytest.approx(np.full(90, -1.8 / 90))
+    assert rates[100] == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize("warmup, updates", [(0, 5), (5, 5), (20, 5)])
+def test_learning_rate_of_short_runs(warmup, updates):
+    hp = Training(updates=updates, lr=1.0, warmup=warmup, final_lr=0.0)
+    rates = [hp.lr_at(update) for update in range(updates)]
+    assert all(0 < rate <= 1 for rate in rates)
+    assert rates[0] == (1.0 if warmup == 0 else 1 / warmup)
+    flat = Training(updates=updates, lr=1.0, warmup=0, final_lr=1.0)
+    assert {flat.lr_at(update) for update in range(updates)} == {1.0}
+
+
+# ------------------------------------------------------------------------------------------ fit
+
+
+class Net(nn.Module):
+    """A regression with dropout that counts its training steps, in what is saved of it."""
+
+    def __init__(self, dropout=0.25):
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.inner, self.outer = nn.Linear(4, 8), nn.Linear(8, 1)
+        self.dropout = Dropout(dropout)
+        self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, x):
+        return self.outer(self.dropout(self.inner(x).tanh()))[:, 0]
+
+
+N = 40
+X = torch.randn(N, 4, generator=torch.Generator().manual_seed(1))
+Y = X.sum(1)
+LENGTHS = random_lengths(N, high=8)
+HP = Training(updates=12, batch_tokens=20, lr=1e-2, warmup=3, evaluate_every=3, patience=2)
+
+
+def squares(net, shift=None, fail_at=None):
+    """loss_of for fit. fail_at: the call that raises KeyboardInterrupt."""
+    calls = itertools.count()
+
+    def loss_of(index, progress):
+        if next(calls) == fail_at:
+            raise KeyboardInterrupt
+        net.calls += 1
+        return ((net(X[index]) + (0 if shift is None else shift) - Y[index]) ** 2).sum()
+
+    return loss_of
+
+
+def weights(model):
+    return torch.cat([x.detach().flatten().double() for x in model.state_dict().values()])
+
+
+def trained(hp=HP, seed=5, net=None, **kwargs):
+    net = net or Net()
+    result = fit(net, squares(net), LENGTHS, np.ones(N), hp, seed, **kwargs)
+    return net, result
+
+
+def test_one_batch_of_ragged_lengths_equals_its_micro_batches():
+    """float64, no dropout: the update of one batch of 24 pairs and that of 2, 3 or more parts."""
+    torch.manual_seed(2)
+    policy = Transformer(Config(11, 16, 2, 1, 1, 32, 0.0, 12)).double()
+    rng = np.random.default_rng(0)
+    sources = [rng.integers(3, 11, n) for n in rng.integers(1, 12, 24)]
+    pairs = Pairs.of(range(24), [rng.integers(3, 11, n) for n in rng.integers(1, 12, 24)])
+    lengths = np.maximum(pairs.lengths, [len(x) for x in sources])
+
+    def update(batch_tokens, accumulate):
+        net = copy.deepcopy(policy)
+
+        def loss_of(index, progress):
+            tokens = pad(pairs.targets(index))
+            logits = net(pad([sources[i] for i in index]), shift_right(tokens))
+            return losses.bc(logits, tokens)
+
+        hp = Training(updates=1, batch_tokens=batch_tokens, accumulate=accumulate, warmup=0,
+                      lr=1.0, clip=1e9)
+        sgd = torch.optim.SGD(net.parameters(), 1.0)  # so that the update is the gradient
+        fit(net, loss_of, lengths, pairs.lengths, hp, 0, optimizer=sgd)
+        return weights(policy) - weights(net)
+
+    whole = update(10**6, 1)
+    assert whole.abs().max() > 1e-3
+    for batch_tokens in (150, 100, 40):
+        k = len(by_length(lengths, batch_tokens))
+        parts = [len(index) for index in by_length(lengths, batch_tokens)]
+        assert k > 1 and len(set(parts)) > 1  # or this test would say little
+        assert (update(batch_tokens, k) - whole).abs().max() < 1e-12
+
+
+def test_the_loss_is_divided_by_the_units_of_the_step():
+    """With units doubled the gradient is halved."""
+    hp = Training(updates=1, batch_tokens=10**6, warmup=0, lr=1.0, clip=1e9, dropout=False)
+
+    def update(units):
+        net = Net()
+        fit(net, squares(net), LENGTHS, units, hp, 0,
+            optimizer=torch.optim.SGD(net.parameters(), 1.0))
+        return torch.cat([(a - b).flatten() for a, b in zip(Net().parameters(), net.parameters())])
+
+    torch.testing.assert_close(update(np.ones(N)), 2 * update(2 * np.ones(N)))
+
+
+def test_gradients_are_clipped():
+    hp = Training(updates=1, batch_tokens=10**6, warmup=0, lr=1.0, clip=1e-3)
+    net = Net()
+    fit(net, squares(net), LENGTHS, np.ones(N), hp, 0,
+        optimizer=torch.optim.SGD(net.parameters(), 1.0))
+    moved = torch.cat([(a - b).flatten() for a, b in zip(Net().parameters(), net.parameters())])
+    assert moved.norm().item() == pytest.approx(1e-3, rel=1e-2)
+
+
+def scripted(net, scores, seen=None):
+    """evaluate: the scores by the number of updates so far; notes the weights it saw."""
+
+    def evaluate():
+        step = int(net.calls)
+        if seen is not None:
+            seen[step] = weights(net)
+        return scores[step]
+
+    return evaluate
+
+
+def test_fit_returns_to_the_best_checkpoint():
+    scores, seen, log = {0: 0.1, 3: 0.3, 6: 0.5, 9: 0.5, 12: 0.4}, {}, []
+    net = Net()
+    _, result = trained(net=net, evaluate=scripted(net, scores, seen), log=log.append)
+    assert list(seen) == [0, 3, 6, 9, 12]
+    assert torch.equal(weights(net), seen[6])
+    assert not torch.equal(seen[6], seen[12])
+    assert (result["updates"], result["score"]) == (6, 0.5)
+    assert not net.training
+    assert [(e["update"], e["score"], e["best"]) for e in log] == [
+        (0, 0.1, True), (3, 0.3, True), (6, 0.5, True), (9, 0.5, False), (12, 0.4, False)]
+    assert all(np.isfinite(e["loss"]) for e in log) and log[1]["loss"] > 0
+
+
+def test_fit_can_end_where_it_began():
+    net = Net()
+    _, result = trained(net=net, evaluate=scripted(net, {0: 0.9, 3: 0.3, 6: 0.5}))
+    assert torch.equal(weights(net), weights(Net()))
+    assert (result["updates"], result["score"]) == (0, 0.9)
+
+
+@pytest.mark.parametrize("patience, last", [(1, 6), (2, 9), (3, 12)])
+def test_patience_stops_it(patience, last):
+    seen, net = {}, Net()
+    hp = Training(**vars(HP) | {"patience": patience})
+    scores = {0: 0.1, 3: 0.5, 6: 0.2, 9: 0.3, 12: 0.4}
+    trained(hp, net=net, evaluate=scripted(net, scores, seen))
+    assert max(seen) == last
+
+
+def test_the_last_update_is_evaluated():
+    seen, net = {}, Net()
+    hp = Training(**vars(HP) | {"updates": 7})
+    _, result = trained(hp, net=net, evaluate=scripted(net, {0: 1, 3: 2, 6: 3, 7: 4}, seen))
+    assert list(seen) == [0, 3, 6, 7] and result["updates"] == 7
+    assert torch.equal(weights(net), seen[7])
+
+
+def test_without_evaluation_all_updates_are_made():
+    net, result = trained()
+    assert result["updates"] == HP.updates == int(net.calls)
+    assert not torch.equal(weights(net), weights(Net()))
+    assert not net.training
+
+
+def test_fit_learns():
+    net, _ = trained(Training(updates=400, batch_tokens=40, lr=2e-2, dropout=False))
+    assert ((net(X) - Y) ** 2).mean() < 0.05 * (Y**2).mean()
+
+
+def test_same_seed_same_weights():
+    a, _ = trained(seed=5)
+    torch.manual_seed(77)  # whatever the program has drawn
+    b, _ = trained(seed=5)
+    c, _ = trained(seed=6)
+    assert torch.equal(weights(a), weights(b))
+    assert not torch.equal(weights(a), weights(c))
+
+
+def test_dropout_can_be_left_off():
+    dry = Training(**vars(HP) | {"dropout": False})
+    net, other = Net(dropout=0.25), Net(dropout=0.0)
+    for model in (net, other):
+        fit(model, lambda index, progress: ((model(X[index]) - Y[index]) ** 2).sum(), LENGTHS,
+            np.ones(N), dry, 5)
+    assert torch.equal(weights(net), weights(other))
+    net = Net(dropout=0.25)
+    fit(net, lambda index, progress: ((net(X[index]) - Y[index]) ** 2).sum(), LENGTHS, np.ones(N),
+        HP, 5)
+    assert not torch.equal(weights(net), weights(other))
+
+
+def test_the_global_generator_is_left_as_it_was():
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    trained()
+    assert torch.equal(torch.get_rng_state(), before)
+    net = Net()
+    with pytest.raises(KeyboardInterrupt):
+        fit(net, squares(net, fail_at=5), LENGTHS, np.ones(N), HP, 5)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_progress_and_learning_rate_at_every_update():
+    """Of every micro-batch; `extra` has its own, constant rate."""
+    net, shift = Net(), torch.zeros((), requires_grad=True)
+    optimizer = train.adamw(net.parameters(), HP)
+    seen, rates, loss_of = [], [], squares(net, shift)
+
+    def spy(index, progress):
+        seen.append(progress)
+        return loss_of(index, progress)
+
+    step = optimizer.step
+    optimizer.step = lambda: (rates.append([g["lr"] for g in optimizer.param_groups]), step())
+    hp = Training(**vars(HP) | {"accumulate": 2, "extra_lr": 0.03})
+    fit(net, spy, LENGTHS, np.ones(N), hp, 5, extra=(shift,), optimizer=optimizer)
+    assert seen == [update / 12 for update in range(12) for _ in range(2)]
+    assert rates == [[hp.lr_at(update), 0.03] for update in range(12)]
+    assert shift.item() != 0
+
+
+# --------------------------------------------------------------------------------------- resume
+
+SCORES = dict(zip(range(0, 61, 3), [0.1, 0.4, 0.3, 0.5, 0.2, 0.6, 0.1, 0.3, 0.9] + 12 * [0.0]))
+
+
+@pytest.mark.parametrize("dropout, with_extra, accumulate", [
+    (True, True, 2), (True, False, 1), (False, True, 1), (False, False, 2)])
+def test_a_resumed_fit_equals_an_uninterrupted_one(dropout, with_extra, accumulate, tmp_path,
+                                                   monkeypatch):
+    """Bitwise, killed in any of its updates or evaluations, and more than once."""
+    monkeypatch.setattr(train, "SAVE_EVERY", -1.0)  # at every update
+    hp = Training(**vars(HP) | {"updates": 24, "dropout": dropout, "accumulate": accumulate})
+
+    def run(path=None, fail_at=None, fail_in_evaluation=None):
+        net = Net(0.25 if dropout else 0.0)
+        shift = torch.zeros((), requires_grad=True)
+        evaluations = itertools.count()
+
+        def evaluate():
+            if next(evaluations) == fail_in_evaluation:
+                raise KeyboardInterrupt
+            return SCORES[int(net.calls) // accumulate]
+
+        result = fit(net, squares(net, shift, fail_at), LENGTHS, np.ones(N), hp, 5,
+                     evaluate=evaluate, checkpoint=path, extra=(shift,) if with_extra else ())
+        return weights(net), shift.item(), result["updates"], result["score"]
+
+    whole = run()
+    assert whole[2:] == (15, 0.6) and (whole[1] != 0) == with_extra
+    path = tmp_path / "checkpoint.pt"
+    for kills in [[{"fail_at": k}] for k in (1, 8, 16)] + [
+            [{"fail_at": 3 * accumulate}, {"fail_at": 3 * accumulate}, {"fail_at": 0}],
+            [{"fail_at": 6 * accumulate}],  # the first update after an evaluation
+            [{"fail_in_evaluation": 2}], [{"fail_in_evaluation": 0}],
+            [{"fail_in_evaluation": 3}, {"fail_in_evaluation": 1}]]:
+        for kill in kills:
+            torch.manual_seed(len(kills))  # each process has drawn something else before
+            with pytest.raises(KeyboardInterrupt):
+                run(path, **kill)
+        resumed = run(path)
+        assert torch.equal(resumed[0], whole[0]), kills
+        assert resumed[1:] == whole[1:], kills
+        assert not path.exists()  # the next fit is another one
+
+
+def test_a_resumed_fit_does_not_begin_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "SAVE_EVERY", -1.0)
+    path = tmp_path / "checkpoint.pt"
+    net = Net()
+    with pytest.raises(KeyboardInterrupt):
+        fit(net, squares(net, fail_at=8), LENGTHS, np.ones(N), HP, 5, checkpoint=path)
+    seen = []
+    net = Net()
+    loss_of = squares(net)
+
+    def spy(index, progress):
+        seen.append(progress)
+        return loss_of(index, progress)
+
+    fit(net, spy, LENGTHS, np.ones(N), HP, 5, checkpoint=path)
+    assert seen == [update / 12 for update in range(8, 12)]
+
+
+def test_checkpoints_are_rare(tmp_path):
+    """None within the first minute: tiny fits are not slowed down."""
+    net = Net()
+    path = tmp_path / "checkpoint.pt"
+    with pytest.raises(KeyboardInterrupt):
+        fit(net, squares(net, fail_at=8), LENGTHS, np.ones(N), HP, 5, checkpoint=path)
+    assert not path.exists() and train.SAVE_EVERY >= 10

@@ -1,0 +1,612 @@
+"""train_mt.py: whole runs on an invented parallel corpus, `translate`, and input that is wrong."""
+
+import gzip
+import hashlib
+import io
+import json
+import os
+import subprocess
+import sys
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import data
+import figures
+import train_mt
+from data import Tokenizer
+from model import Config, Transformer
+from reward import RewardModel
+from run import guarded
+from train import Pairs
+from train_mt import best_of_each, bleu_chrf, damage, made_ratings, split_ratings
+
+sacrebleu = pytest.importorskip("sacrebleu")
+
+PROGRAM = Path(train_mt.__file__)
+TINY = ("--preset smoke --device cpu --src xx --tgt yy --vocab-size 330 --d-model 16 --d-ff 32 "
+        "--heads 2 --bc-updates 10 --bc-evaluate-every 5 --rated-sources 40 --reward-updates 6 "
+        "--grow-sources 40 --samples 3 --updates 4 --evaluate-every 2 --ppo-batch 16 "
+        "--ppo-group 4 --ppo-samples 32 --max-len 24").split()
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """As in the subprocesses: sums in another order would not be the same to the last bit."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def no_modules_from_here():
+    """--reward imports the user's module from the current folder; leave the path as it was."""
+    before = list(sys.path)
+    yield
+    sys.path[:] = before
+
+
+@pytest.fixture
+def no_figures(monkeypatch):
+    monkeypatch.setattr(figures, "draw", lambda folder: [])
+
+
+LEXICON = dict(zip("ta ki mö rul sem ban dor fil gas hup lin wex nör pum zat vig".split(),
+                   "One two cats Dogs run sleep over Under blue tiny houses rivers eat see and or".split()))
+
+
+def invented(n, seed):
+    """n sentences of 3 to 6 words, and their word-for-word translations."""
+    rng = np.random.default_rng(seed)
+    sources = [" ".join(rng.choice(list(LEXICON), rng.integers(3, 7))) + "." for _ in range(n)]
+    return sources, [" ".join(LEXICON[w] for w in x[:-1].split()) + "." for x in sources]
+
+
+def write_corpus(folder, train=240, held_out=24):
+    folder.mkdir(parents=True)
+    for k, (split, n) in enumerate((("train", train), ("val", held_out), ("test", held_out))):
+        for language, lines in zip(("xx", "yy"), invented(n, k)):
+            (folder / f"{split}.{language}").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    return write_corpus(tmp_path_factory.mktemp("mt") / "corpus")
+
+
+def main(folder, corpus, *flags):
+    """Train in this process, which has torch loaded already; later flags win."""
+    train_mt.main([*TINY, "--data", str(corpus), "--out", str(folder), *flags])
+
+
+def one_line(capsys, call):
+    """The one line on standard error of a call that must end with exit code 2."""
+    with pytest.raises(SystemExit) as stop:
+        guarded(call)
+    error = capsys.readouterr().err
+    lines = error.replace("\r", "\n").splitlines()  # progress bars may stand before it
+    assert stop.value.code == 2 and lines[-1].startswith("error: ")
+    assert error.endswith("\n") and error.count("error: ") == 1 and "Traceback" not in error
+    return lines[-1]
+
+
+def events(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def strict(text):
+    """JSON without NaN and Infinity, which Python's json would let pass."""
+    def refuse(name):
+        raise ValueError(f"{name} is not JSON")
+    return json.loads(text, parse_constant=refuse)
+
+
+def results(folder):
+    return strict((folder / "results.json").read_text())
+
+
+# ----------------------------------------------------------------------------------- a whole run
+
+
+@pytest.fixture(scope="module")
+def finished(corpus, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("mt") / "run"
+    done = subprocess.run([sys.executable, str(PROGRAM), *TINY, "--data", str(corpus),
+                           "--out", str(folder)], env=ENVIRONMENT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (folder / "stdout").write_text(done.stdout, encoding="utf-8")
+    return folder
+
+
+def test_the_folder_of_a_run(finished):
+    config = strict((finished / "config.json").read_text())
+    assert config["program"] == "mt" and config["settings"]["vocab_size"] == 330
+    assert config["settings"]["improve"] == [2] and config["settings"]["src"] == "xx"
+    log = [strict(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
+    assert [e["step"] for e in log if e["event"] == "step"] == [
+        "bc", "reward", "evaluate-bc", "grow-1", "score-1", "improve-1-0", "improve-1-1",
+        "improve-1-2", "ppo", "best-of-n"]
+    assert [e["update"] for e in log if e["event"] == "train" and e["step"] == "bc"] == [0, 5, 10]
+    assert {e["step"] for e in log if e["event"] == "train"} >= {"improve-1-0", "improve-1-2"}
+    for name in ("improve", "best_of_n", "rewards", "tradeoff"):
+        assert (finished / f"{name}.png").read_bytes().startswith(b"\x89PNG\r\n")
+    assert Tokenizer.load(finished / "tokenizer.json").vocab_size <= 330
+    assert not list(finished.rglob("*.tmp")) and not (finished / "checkpoint.pt").exists()
+
+
+def test_results(finished):
+    r = results(finished)
+    assert r["task"] == "mt" and r["seconds"] > 0
+    assert [(row["name"], row["grow"], row["improve"]) for row in r["rows"]] == [
+        ("BC", 0, 0), ("ReST", 1, 0), ("ReST", 1, 1), ("ReST", 1, 2), ("PPO", 2, 4)]
+    for row in r["rows"]:
+        for key in ("bleu", "chrf", "beam_bleu", "val_bleu"):
+            assert 0 <= row[key] <= 100, key
+        for key in ("reward", "greedy_reward", "val_reward", "kept_data"):
+            assert 0 <= row[key] <= 1, key
+        assert "version:" in row["signature"] and "tok:13a" in row["signature"]
+        assert "oracle" not in row and row["seconds"] > 0 and row["entropy"] > 0
+    assert [(e["policy"], e["n"]) for e in r["best_of_n"]] == [
+        (policy, n) for policy in ("BC", "ReST") for n in (1, 2, 4)]
+    assert all(0 <= e["bleu"] <= 100 and 0 <= e["chrf"] <= 100 for e in r["best_of_n"])
+
+
+def test_rows_of_the_log_are_those_of_the_results(finished):
+    rows = [e for e in events(finished) if e["event"] == "row"]
+    assert [{k: v for k, v in row.items() if k != "event"} for row in rows] == results(finished)["rows"]
+
+
+def test_saved_weights(finished):
+    last = torch.load(finished / "steps" / "improve-1-2.pt", weights_only=True)["policy"]
+    for name, cls in (("policy.pt", Transformer), ("reward.pt", RewardModel)):
+        content = torch.load(finished / name, weights_only=True)
+        cls(Config(**content["config"])).load_state_dict(content["weights"])
+        if name == "policy.pt":
+            assert all(torch.equal(content["weights"][k], last[k]) for k in last)
+
+
+def test_samples_and_output(finished, corpus):
+    text = (finished / "samples.txt").read_text(encoding="utf-8")
+    heads = [line for line in text.splitlines() if line.startswith("---")]
+    assert heads == ["--- BC", "--- ReST (1,0)", "--- ReST (1,1)", "--- ReST (1,2)", "--- PPO"]
+    sources, targets = ((corpus / f"test.{x}").read_text(encoding="utf-8").splitlines()
+                        for x in ("xx", "yy"))
+    for s, t in zip(sources[:5], targets):
+        assert text.count(f"source     {s}\nreference  {t}\noutput ") == len(heads)
+    out = (finished / "stdout").read_text(encoding="utf-8")
+    assert "validation BLEU" in out and "reward model, on held-out sources" in out
+    assert str(finished) in out.splitlines()[-1]
+
+
+def test_resume_gives_the_same(corpus, finished, tmp_path, no_figures, capsys):
+    folder = tmp_path / "run"
+    guarded(lambda: main(folder, corpus, "--stop-after", "improve-1-0"))
+    assert not (folder / "results.json").exists()
+    main(folder, corpus, "--resume")
+    a, b = results(finished), results(folder)
+    for row in a["rows"] + b["rows"]:
+        del row["seconds"]
+    assert a["rows"] == b["rows"] and a["best_of_n"] == b["best_of_n"]
+
+
+def test_show(corpus, finished, capsys):
+    main(finished, corpus, "--show", "2")
+    out = capsys.readouterr().out
+    assert "Grow 1, Improve 2" in out and "kept, best" in out and "dropped, worst" in out
+    lines = (corpus / "train.xx").read_text(encoding="utf-8").splitlines()
+    shown = [line for line in out.splitlines() if "  ->  " in line]
+    assert len(shown) == 20 and all(line.split("  ->  ")[0][17:].strip() in lines for line in shown)
+
+
+def test_bc_learns_a_lexicon(tmp_path, no_figures, capsys):
+    """The same text twice, word for word: a policy that learns anything gets this right."""
+    corpus = write_corpus(tmp_path / "corpus", train=1500, held_out=30)
+    guarded(lambda: main(tmp_path / "run", corpus, "--limit", "0", "--d-model", "32", "--d-ff", "64",
+                         "--bc-updates", "300", "--bc-lr", "1e-2", "--bc-evaluate-every", "150",
+                         "--dropout", "0", "--label-smoothing", "0", "--stop-after", "bc"))
+    scores = [e["score"] for e in events(tmp_path / "run") if e["event"] == "train"]
+    assert scores[0] < 10 and max(scores) > 80
+
+
+# ------------------------------------------------------------------------------------- translate
+
+
+def translated(monkeypatch, capfdbinary, run, text, *flags):
+    """translate's (lines out, lines of standard error), for `text` as bytes on standard input."""
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text)))
+    capfdbinary.readouterr()
+    train_mt.main(["translate", "--run", str(run), "--device", "cpu", "--beam", "2", *flags])
+    sys.stdout.flush()
+    out, err = capfdbinary.readouterr()
+    assert not out or out.endswith(b"\n")
+    return out.decode().split("\n")[:-1], err.decode().splitlines()
+
+
+LONG = b"ta ki rul " * 100
+
+INPUTS = {b"ta ki.\nrul sem ban.\n": 2, b"ta ki.\nrul sem ban.": 2, b"ta ki.\n\nrul.\n": 3,
+          b"\n\n\n": 3, b"\n": 1, b"": 0, b"   \nta\n": 2, b"ta\r\nki\r\n": 2,
+          b"ta\n" + LONG + b"\nki\n": 3, LONG: 1, "ta\u2028ki\x0brul\x0csem\x85\n".encode(): 1,
+          "日本語 👩‍👧\n".encode(): 1, b"ta\x00ki\n": 1}
+
+
+@pytest.mark.parametrize("how", [[], ["--best-of", "3"]], ids=["beam", "best-of"])
+@pytest.mark.parametrize("text", INPUTS, ids=range(len(INPUTS)))
+def test_one_line_out_for_each_line_in(finished, monkeypatch, capfdbinary, text, how):
+    out, err = translated(monkeypatch, capfdbinary, finished, text, *how)
+    assert len(out) == INPUTS[text]
+    for x, y in zip(text.decode().split("\n"), out):
+        assert x.strip() or y == ""
+    assert len(err) == (LONG in text) and all(x.startswith("warning: 1 line") for x in err)
+
+
+@pytest.mark.parametrize("how", [[], ["--best-of", "3"]], ids=["beam", "best-of"])
+def test_show_scores_is_one_number_per_line(finished, monkeypatch, capfdbinary, how):
+    text = b"ta ki.\n\nrul sem ban.\nta"
+    plain, nothing = translated(monkeypatch, capfdbinary, finished, text, *how)
+    out, scores = translated(monkeypatch, capfdbinary, finished, text, *how, "--show-scores")
+    assert plain == out and nothing == [] and len(out) == len(scores) == 4
+    assert all(0 <= float(x) <= 100 for x in scores)
+    assert translated(monkeypatch, capfdbinary, finished, b"", "--show-scores") == ([], [])
+
+
+def test_best_of_n_scores_no_lower(finished, monkeypatch, capfdbinary):
+    text = "\n".join(invented(20, 9)[0]).encode()
+    mean = {n: np.mean([float(x) for x in translated(
+        monkeypatch, capfdbinary, finished, text, "--best-of", str(n), "--show-scores")[1]])
+        for n in (1, 16)}
+    assert mean[16] > mean[1]
+
+
+def test_a_seed_is_a_draw(finished, monkeypatch, capfdbinary):
+    text = "\n".join(invented(20, 9)[0]).encode()
+    a, b, c = (translated(monkeypatch, capfdbinary, finished, text, "--best-of", "2", "--seed", s)
+               for s in "001")
+    assert a == b != c
+
+
+def test_translations_do_not_depend_on_their_neighbours(finished, monkeypatch, capfdbinary):
+    lines = [x.encode() for x in invented(6, 9)[0]]
+    together, _ = translated(monkeypatch, capfdbinary, finished, b"\n".join(lines))
+    alone = [translated(monkeypatch, capfdbinary, finished, x)[0][0] for x in lines]
+    assert together == alone
+
+
+def test_translate_as_a_program(finished):
+    run = partial(subprocess.run, [sys.executable, str(PROGRAM), "translate", "--run",
+                                   str(finished), "--best-of", "3", "--show-scores"],
+                  env=ENVIRONMENT, capture_output=True)
+    done = run(input="tä ki.\n\nrul".encode())
+    assert done.returncode == 0 and done.stdout.count(b"\n") == 3
+    assert done.stdout.split(b"\n")[1] == b"" and len(done.stderr.splitlines()) == 3
+    done = run(input=b"ta\nki \xff\n")
+    assert done.returncode == 2 and done.stdout == b""
+    assert done.stderr.startswith(b"error: ") and b"line 2" in done.stderr
+    assert done.stderr.count(b"\n") == 1
+
+
+def test_translate_wants_a_finished_run(tmp_path, finished, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"ta\n")))
+    folder = tmp_path / "run"
+    folder.mkdir()
+    call = lambda: train_mt.main(["translate", "--run", str(folder), "--device", "cpu"])
+    assert "tokenizer.json" in one_line(capsys, call)
+    (folder / "tokenizer.json").write_bytes((finished / "tokenizer.json").read_bytes())
+    assert "policy.pt" in one_line(capsys, call)
+    (folder / "policy.pt").write_bytes((finished / "policy.pt").read_bytes()[:1000])
+    assert "policy.pt" in one_line(capsys, call)  # damaged
+
+
+# --------------------------------------------------------------------------------------- rewards
+
+
+def begin(finished, folder, *steps):
+    """A folder in which the steps of a finished run are done."""
+    (folder / "steps").mkdir(parents=True)
+    (folder / "tokenizer.json").write_bytes((finished / "tokenizer.json").read_bytes())
+    for step in steps:
+        (folder / "steps" / f"{step}.pt").write_bytes((finished / "steps" / f"{step}.pt").read_bytes())
+    return folder
+
+
+def write_ratings(path, n=60, outputs=3):
+    """Ratings of n sources on another scale: right translations high, others low."""
+    rng, (sources, targets) = np.random.default_rng(5), invented(n, 5)
+    lines = ["score\tsource\trater\ttarget"]
+    for k in range(outputs):
+        for x, y, other in zip(sources, targets, targets[1:] + targets[:1]):
+            score = -1 if k else 5
+            lines.append(f"{score + rng.random():.2f}\t{x}\tme\t{other if k else y}")
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+QUICK = ["--no-ppo", "--improve", "1", "--best-of", "1"]
+
+
+@pytest.mark.parametrize("flags", [[], ["--lower-is-better"], ["--preferences"]], ids=" ".join)
+def test_human_ratings(finished, corpus, tmp_path, no_figures, capsys, flags):
+    begin(finished, tmp_path / "run", "bc")
+    ratings = write_ratings(tmp_path / "ratings.tsv")
+    main(tmp_path / "run", corpus, "--ratings", str(ratings), *QUICK, *flags)
+    assert len(results(tmp_path / "run")["rows"]) == 3
+    judged = next(e for e in events(tmp_path / "run") if e["event"] == "reward_model")["judged"]
+    assert all(np.isfinite(x) for x in judged.values()) and "reference above a sample" not in judged
+
+
+def test_one_output_per_source_is_enough_for_ratings(finished, corpus, tmp_path, no_figures, capsys):
+    begin(finished, tmp_path / "run", "bc")
+    ratings = write_ratings(tmp_path / "ratings.tsv", outputs=1)
+    main(tmp_path / "run", corpus, "--ratings", str(ratings), *QUICK)
+    [strict(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+
+
+def test_preferences_need_two_outputs_of_a_source(finished, corpus, tmp_path, capsys):
+    begin(finished, tmp_path / "run", "bc")
+    ratings = write_ratings(tmp_path / "ratings.tsv", outputs=1)
+    one_line(capsys, lambda: main(tmp_path / "run", corpus, "--ratings", str(ratings),
+                                  "--preferences", *QUICK))
+
+
+def test_bad_ratings_are_one_line(finished, corpus, tmp_path, capsys):
+    begin(finished, tmp_path / "run", "bc")
+    bad = tmp_path / "bad.tsv"
+    bad.write_text("source\ttarget\tscore\nta\tOne\t1\nki\ttwo\tgood\n")
+    error = one_line(capsys, lambda: main(tmp_path / "run", corpus, "--ratings", str(bad)))
+    assert "bad.tsv, line 3" in error
+
+
+OWN = """
+import math
+seen = []
+def short(sources, outputs):
+    seen.append((list(sources), list(outputs)))
+    return [1 / (1 + len(y)) for y in outputs]
+def undefined(sources, outputs):
+    return [math.nan for _ in outputs]
+def too_few(sources, outputs):
+    return [0.5]
+def too_high(sources, outputs):
+    return [2 for _ in outputs]
+not_a_function = 3
+"""
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    """The user's folder, with the module own_reward.py in it."""
+    (tmp_path / "own_reward.py").write_text(OWN)
+    monkeypatch.chdir(tmp_path)
+    yield tmp_path
+    sys.modules.pop("own_reward", None)
+
+
+def test_a_reward_of_ones_own_on_text(finished, corpus, own, no_figures):
+    begin(finished, own / "run", "bc")
+    main(own / "run", corpus, "--reward", "own_reward:short", *QUICK)
+    rows = results(own / "run")["rows"]
+    assert [row["name"] for row in rows] == ["BC", "ReST", "ReST"]
+    seen = sys.modules["own_reward"].seen
+    sources, outputs = (sum((call[k] for call in seen), []) for k in (0, 1))
+    assert all(isinstance(x, str) for x in sources + outputs)
+    train = (corpus / "train.xx").read_text(encoding="utf-8").splitlines()
+    assert set(train[:40]) <= set(sources)  # D's own pairs are scored too
+    assert not (own / "run/reward.pt").exists() and (own / "run/policy.pt").exists()
+    pairs = Pairs.load(own / "run/steps/score-1.npz")
+    texts = Tokenizer.load(own / "run/tokenizer.json")
+    for k in (0, len(pairs) - 1):
+        assert pairs.reward[k] == pytest.approx(1 / (1 + len(texts.decode(pairs.target(k).tolist()))))
+
+
+@pytest.mark.parametrize("name, said", [
+    ("undefined", "nan"), ("too_high", "[0, 1]"), ("too_few", "shape")])
+def test_a_reward_that_is_no_reward(finished, corpus, own, capsys, name, said):
+    begin(finished, own / "run", "bc")
+    error = one_line(capsys, lambda: main(own / "run", corpus, "--reward", f"own_reward:{name}"))
+    assert said in error
+
+
+@pytest.mark.parametrize("name", ["own_reward:absent", "absent:short", "own_reward", ":short", "a:b:c",
+                                  "own_reward:not_a_function"])
+def test_a_reward_that_is_not_there_is_refused_before_training(corpus, own, capsys, name):
+    error = one_line(capsys, lambda: main(own / "run", corpus, "--reward", name))
+    assert name in error
+    assert not list((own / "run").glob("steps/*"))
+
+
+class Stub:
+    """A corpus of references, and tokens that are code points: what made_ratings asks of Texts."""
+
+    max_len = 60
+
+    def __init__(self, sources, targets):
+        self.val = data.Corpus(sources, targets)
+
+    def __getitem__(self, split):
+        return {"val": self.val}[split]
+
+    def ids(self, lines):
+        return [np.array([ord(c) + 3 for c in line] + [2]) for line in lines]
+
+    def lines(self, targets):
+        return ["".join(chr(max(0, i - 3)) for i in ids if i != 2) for ids in targets]
+
+
+def test_made_ratings_are_chrf_and_references_are_the_best(monkeypatch):
+    sources, targets = invented(50, 3)
+    texts = Stub(sources, targets)
+    torch.manual_seed(0)
+    bc = Transformer(Config(400, 16, 2, 1, 1, 32, max_len=60)).eval()
+    settings = train_mt.Settings(rated_temperatures=(0.5, 1.5), seed=0)
+    ids, rated = made_ratings(bc, texts, "val", 30, settings)
+    assert len(ids) == 30 and len(rated) == 30 * (2 + 3)
+    assert rated.reward.min() >= 0 and rated.reward.max() <= 1
+    assert np.bincount(rated.source).tolist() == [5] * 30
+    given = texts.lines(ids)
+    reference = dict(zip(sources, targets))
+    chrf = sacrebleu.CHRF()
+    for i, y, r in zip(rated.source, texts.lines(rated.targets()), rated.reward):
+        assert r == pytest.approx(chrf.sentence_score(y, [reference[given[i]]]).score / 100, abs=1e-5)
+    best = texts.lines(best_of_each(rated, 30))
+    assert best == [reference[x] for x in given]
+    exact = [y == reference[given[i]] for i, y in zip(rated.source, texts.lines(rated.targets()))]
+    assert np.allclose(rated.reward[np.array(exact)], 1) and sum(exact) >= 30
+    assert rated.reward[60:].mean() > rated.reward[:60].mean()  # damaged beats an untrained policy
+    again = made_ratings(bc, texts, "val", 30, settings)[1]
+    assert np.array_equal(again.reward, rated.reward) and np.array_equal(again.tokens, rated.tokens)
+    other = made_ratings(bc, texts, "val", 30, train_mt.Settings(rated_temperatures=(0.5, 1.5), seed=1))
+    assert texts.lines(other[0]) != given
+
+
+def test_damage():
+    rng = np.random.default_rng(0)
+    lines = invented(200, 4)[1]
+    bad = [damage(y, other, rng) for y in lines for other in (lines[0], "cats.")]
+    assert all(type(x) is str for x in bad)
+    assert np.mean([x == y for x, y in zip(bad, np.repeat(lines, 2))]) < 0.15
+    allowed = {w for y in lines for w in y.split()} | {"cats."}
+    assert {w for x in bad for w in x.split()} <= allowed
+    for text in ("", "word", "two words", "   ", "a\u00a0b"):
+        for other in ("", "x", "y z"):
+            if text.strip() and other.strip():
+                assert all(type(damage(text, other, rng)) is str for _ in range(40))
+
+
+def test_ratings_are_split_by_source():
+    rated = Pairs.of(np.repeat(np.arange(200), 3), [np.array([5, 2])] * 600, reward=np.arange(600) / 600)
+    train, test = split_ratings(list(range(200)), rated, seed=0)
+    assert not set(train.source) & set(test.source) and len(train) + len(test) == 600
+    assert 20 < len(test) < 120
+    assert np.array_equal(split_ratings(list(range(200)), rated, seed=0)[1].reward, test.reward)
+
+
+def test_a_few_ratings_are_enough_to_split():
+    rated = Pairs.of(np.arange(5), [np.array([5, 2])] * 5, reward=np.arange(5) / 5)
+    for seed in range(20):
+        train, test = split_ratings(list(range(5)), rated, seed)
+        assert len(train) and len(test)
+
+
+def test_bleu_and_chrf():
+    lines = invented(20, 0)[1]
+    bleu, chrf, signature = bleu_chrf(lines, lines)
+    assert bleu == pytest.approx(100) and chrf == pytest.approx(100)
+    assert "tok:13a" in signature and "case:mixed" in signature and sacrebleu.__version__ in signature
+    assert bleu_chrf([""] * 20, lines)[:2] == (0, 0)
+
+
+# ------------------------------------------------------------------------------- input that is wrong
+
+
+def copied(corpus, folder):
+    folder.mkdir()
+    for file in corpus.iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    return folder
+
+
+def spoil_length(folder):
+    path = folder / "train.yy"
+    path.write_bytes(path.read_bytes() + b"one more\n")
+    return ["train.xx", "240", "train.yy", "241"]
+
+
+def spoil_missing(folder):
+    (folder / "val.xx").unlink()
+    return ["val.xx", "no such file"]
+
+
+def spoil_empty(folder):
+    (folder / "test.yy").write_bytes(b"")
+    return ["test.yy", "empty"]
+
+
+def spoil_utf8(folder):
+    lines = (folder / "train.xx").read_bytes().split(b"\n")
+    lines[6] = "Grüße".encode("latin-1")
+    (folder / "train.xx").write_bytes(b"\n".join(lines))
+    return ["train.xx", "line 7", "UTF-8"]
+
+
+def spoil_blank(folder):
+    for name in ("val.xx", "val.yy"):
+        (folder / name).write_bytes(b" \n\n")
+    return ["val.xx", "no line has text"]
+
+
+@pytest.mark.parametrize("spoil", [spoil_length, spoil_missing, spoil_empty, spoil_utf8, spoil_blank])
+def test_a_spoilt_corpus_is_one_line_that_names_the_file(corpus, tmp_path, capsys, spoil):
+    folder = copied(corpus, tmp_path / "spoilt")
+    expected = spoil(folder)
+    error = one_line(capsys, lambda: main(tmp_path / "run", folder))
+    assert all(word in error for word in expected), error
+
+
+def test_as_a_program_it_ends_with_2_and_without_a_traceback(tmp_path):
+    done = subprocess.run([sys.executable, str(PROGRAM), *TINY, "--data", str(tmp_path / "nowhere"),
+                           "--out", str(tmp_path / "run")], env=ENVIRONMENT, capture_output=True,
+                          text=True)
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.startswith("error: ") and "nowhere" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_sentences_that_are_all_too_long(corpus, tmp_path, capsys):
+    error = one_line(capsys, lambda: main(tmp_path / "run", corpus, "--max-len", "2"))
+    assert "--max-len" in error
+
+
+def test_blank_and_long_pairs_are_dropped_with_a_warning(corpus, tmp_path, no_figures, capsys):
+    folder = copied(corpus, tmp_path / "corpus")
+    lines = [(folder / f"train.{x}").read_text(encoding="utf-8").split("\n") for x in ("xx", "yy")]
+    lines[0][0], lines[1][1], lines[1][2] = "", " ", "cats " * 50
+    for x, changed in zip(("xx", "yy"), lines):
+        (folder / f"train.{x}").write_text("\n".join(changed), encoding="utf-8")
+    guarded(lambda: main(tmp_path / "run", folder, "--stop-after", "bc"))
+    text = " ".join(e["text"] for e in events(tmp_path / "run") if e["event"] == "warning")
+    assert "2 pairs with a blank side" in text and "1 pairs of 24 tokens or more" in text
+    assert "237 training pairs" in capsys.readouterr().out
+
+
+def test_without_data_multi30k_is_fetched_once(corpus, tmp_path, monkeypatch, no_figures, capsys):
+    served, files = tmp_path / "served", {}
+    served.mkdir()
+    for split in ("train", "val", "test"):
+        for language, ending in (("xx", "de"), ("yy", "en")):
+            packed = gzip.compress((corpus / f"{split}.{language}").read_bytes())
+            name = f"{split}.{ending}.gz"
+            (served / name.replace("test", "test_2016_flickr")).write_bytes(packed)
+            files[name] = (len(packed), hashlib.sha256(packed).hexdigest())
+    asked = []
+
+    class Handler(SimpleHTTPRequestHandler):
+        def log_message(self, form, *args):
+            asked.append(self.path)
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(served)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setattr(data, "MULTI30K_FILES", files)
+    monkeypatch.setattr(train_mt, "download_multi30k", partial(
+        data.download_multi30k, base_url=f"http://127.0.0.1:{server.server_port}"))
+    flags = [*TINY, "--src", "de", "--tgt", "en", "--cache", str(tmp_path / "cache"), "--stop-after", "bc",
+             "--bc-updates", "1"]
+    try:
+        for run in ("a", "b"):
+            guarded(lambda: train_mt.main([*flags, "--out", str(tmp_path / run)]))
+            assert len(asked) == 6 and (tmp_path / run / "steps/bc.pt").exists()
+        assert "240 training pairs" in capsys.readouterr().out
+        (tmp_path / "cache/multi30k-de-en/val.de.gz").write_bytes(b"damaged")
+        (served / "val.de.gz").write_bytes(b"something else")
+        error = one_line(capsys, lambda: train_mt.main([*flags, "--out", str(tmp_path / "c")]))
+        assert "val.de.gz" in error and "--data" in error
+    finally:
+        server.shutdown()
+        server.server_close()

@@ -1,0 +1,527 @@
+"""train_toy.py: the invented language by hand-worked cases, and whole little runs end to end."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections import Counter, defaultdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import figures
+import train
+import train_toy
+from model import EOS, Config, Transformer
+from reward import RewardModel
+from run import guarded
+from train_toy import ADJECTIVES, HABITS, MAX_LEN, WORDS, Language, Settings, rate
+
+PROGRAM = Path(train_toy.__file__)
+TINY = ("--device cpu --d-model 16 --demonstrations 200 --rated-sources 60 --bc-updates 30 "
+        "--reward-updates 20 --updates 10 --evaluate-every 5 --eval-sources 20 --test-sources 30 "
+        "--grow 2 --improve 2 1 --samples 2 --best-of 4 --ppo-samples 64 --ppo-batch 32").split()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """As in the subprocesses: sums in another order would not be the same to the last bit."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+# ------------------------------------------------------------------------------------ the language
+
+
+@pytest.fixture(scope="module")
+def language():
+    return Language(0)
+
+
+@pytest.fixture(scope="module")
+def nouns(language):
+    """Four source words that are no adjectives, and two that are, as numbers from 0."""
+    plain, adjectives = (np.flatnonzero(language.adjective == x) for x in (False, True))
+    return dict(zip("abcdpq", [*plain[:4], *adjectives[:2]]))
+
+
+def source(language, nouns, text):
+    return np.array([language.first_source + nouns[x] for x in text] + [EOS])
+
+
+def right(language, nouns, text):
+    return np.array([language.lexicon[nouns[x]] for x in text] + [EOS])
+
+
+@pytest.mark.parametrize("said, translated", [
+    ("abcd", "abcd"), ("pabc", "apbc"), ("apbc", "abpc"), ("abcp", "abcp"), ("papb", "apbp"),
+    ("pqab", "qpab"), ("apqb", "aqpb"), ("pppa", "ppap"), ("abqc", "abcq")])
+def test_adjectives_change_places_with_the_next_word(language, nouns, said, translated):
+    assert np.array_equal(language.translate(source(language, nouns, said)),
+                          right(language, nouns, translated))
+
+
+def test_a_translation_has_the_same_words_in_the_other_language(language):
+    for x in language.sources(300, np.random.default_rng(0)):
+        y = language.translate(x)
+        assert 4 <= len(x) - 1 <= 10 and len(x) == len(y) <= MAX_LEN and x[-1] == y[-1] == EOS
+        assert ((x[:-1] >= 3) & (x[:-1] < 3 + WORDS)).all()
+        assert ((y[:-1] >= 3 + WORDS) & (y[:-1] < language.vocab_size)).all()
+        assert Counter(language.lexicon[x[:-1] - 3]) == Counter(y[:-1])
+
+
+def test_the_language_is_what_it_says(language):
+    assert sorted(language.lexicon) == list(range(3 + WORDS, 3 + 2 * WORDS))  # one to one
+    assert language.adjective.sum() == ADJECTIVES
+    assert (language.habit != language.lexicon).sum() == HABITS
+    assert set(language.habit) <= set(language.lexicon)
+    assert len(language.names) == language.vocab_size and len(set(language.names[3:])) == 2 * WORDS
+
+
+def test_oracle_by_hand(language, nouns):
+    x = source(language, nouns, "apbc")  # a b p c
+    cases = [("abpc", 1.0), ("apbc", 0.5), ("abpb", 0.75), ("abp", 0.75), ("ab", 0.5), ("", 0.0),
+             ("abpca", 0.8), ("abpcabpc", 0.5), ("bpc", 0.0), ("cpba", 0.0), ("dabpc", 0.0)]
+    outputs = [right(language, nouns, words) for words, _ in cases]
+    expected = [score for _, score in cases]
+    assert np.allclose(language.oracle([x] * len(cases), outputs), expected)
+    cut = [y[:-1] for y in outputs]  # reached the maximum length: no eos
+    assert np.allclose(language.oracle([x] * len(cases), cut), expected)
+
+
+def test_oracle_of_right_and_other_translations(language):
+    sources = language.sources(300, np.random.default_rng(0))
+    exact = [language.translate(x) for x in sources]
+    assert (language.oracle(sources, exact) == 1).all()
+    assert language.oracle(sources, exact[1:] + exact[:1]).mean() < 0.06  # 1 / 32 by chance
+    source_words = [np.asarray(x) for x in sources]
+    assert (language.oracle(sources, source_words) == 0).all()  # the other language
+
+
+def test_demonstrations_are_wrong_in_a_quarter_of_the_words_and_by_habit(language):
+    rng = np.random.default_rng(0)
+    sources = language.sources(4000, rng)
+    said = defaultdict(Counter)
+    wrong = words = 0
+    for x in sources:
+        y, exact = language.demonstrate(x, rng), language.translate(x)
+        assert len(y) == len(exact) and y[-1] == EOS
+        wrong, words = wrong + (y != exact).sum(), words + len(y) - 1
+        for word, target in zip(language.reordered(x), y):
+            said[word][target] += 1
+    assert 0.2 < wrong / words < 0.26
+    for word in range(WORDS):  # the habit is the commonest translation where there is one
+        assert said[word].most_common(1)[0][0] == language.habit[word]
+        share = said[word][language.lexicon[word]] / said[word].total()
+        if language.habit[word] != language.lexicon[word]:
+            assert 0.3 < share < 0.5
+        else:
+            assert share > 0.88
+
+
+def test_a_seed_is_a_language(language):
+    same, other = Language(0), Language(1)
+    for name in ("lexicon", "adjective", "habit", "names"):
+        assert np.array_equal(getattr(same, name), getattr(language, name))
+        assert not np.array_equal(getattr(other, name), getattr(language, name)), name
+
+
+def test_text(language):
+    y = language.translate(language.sources(1, np.random.default_rng(0))[0])
+    assert len(language.text(y).split(" ")) == len(y) - 1 and language.text([EOS]) == ""
+
+
+def test_ratings_are_sixths_of_the_unit_interval(language):
+    rng = np.random.default_rng(0)
+    sources = 5 * language.sources(200, rng)
+    outputs = [language.demonstrate(x, rng) for x in sources]
+    exact = language.oracle(sources, outputs)
+    noisy = rate(language, sources, outputs, 0.7, rng)
+    assert noisy.min() >= 0 and noisy.max() <= 1 and np.allclose(6 * noisy, np.round(6 * noisy))
+    assert np.allclose(rate(language, sources, outputs, 0, rng), np.round(6 * exact) / 6)
+    assert 0.5 < np.corrcoef(noisy, exact)[0, 1] < 0.95
+    assert abs((noisy - exact).mean()) < 0.03
+    assert len(np.unique(rate(language, sources, outputs, 50, rng))) == 7  # clipped, not wrapped
+
+
+# ------------------------------------------------------------------------------------ the program
+
+
+def command(folder, *flags):
+    return [sys.executable, str(PROGRAM), *TINY, "--out", str(folder), *flags]
+
+
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "1"}
+
+
+def main(folder, *flags):
+    """The program in this process, which has torch loaded already; later flags win."""
+    train_toy.main([*TINY, "--out", str(folder), *flags])
+
+
+@pytest.fixture
+def no_figures(monkeypatch):
+    monkeypatch.setattr(figures, "draw", lambda folder: [])
+
+
+def strict(text):
+    """JSON without NaN and Infinity, which Python's json would let pass."""
+    def refuse(name):
+        raise ValueError(f"{name} is not JSON")
+    return json.loads(text, parse_constant=refuse)
+
+
+def events(folder):
+    return [strict(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def results(folder):
+    return strict((folder / "results.json").read_text())
+
+
+def timeless(rows):
+    return [{k: v for k, v in row.items() if k not in ("seconds", "tokens_per_second")}
+            for row in rows]
+
+
+def same_results(a, b):
+    a, b = results(a), results(b)
+    assert timeless(a["rows"]) == timeless(b["rows"])
+    assert a["best_of_n"] == b["best_of_n"]
+
+
+def begin(finished, folder, *steps):
+    """A folder in which the steps of a finished run are done."""
+    (folder / "steps").mkdir(parents=True)
+    for step in steps:
+        for file in (finished / "steps").glob(f"{step}.*"):
+            shutil.copy(file, folder / "steps")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("toy") / "run"
+    done = subprocess.run(command(folder), env=ENVIRONMENT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (folder / "stdout").write_text(done.stdout)
+    return folder
+
+
+NAMES = ["BC", "ReST (1,0)", "ReST (1,1)", "ReST (1,2)", "ReST (2,1)", "PPO"]
+STEPS = ["bc", "reward", "evaluate-bc", "grow-1", "score-1", "improve-1-0", "improve-1-1",
+         "improve-1-2", "grow-2", "score-2", "improve-2-1", "ppo", "best-of-n"]
+
+
+def test_the_folder_of_a_run(finished):
+    config = strict((finished / "config.json").read_text())
+    assert config["program"] == "toy" and config["settings"]["demonstrations"] == 200
+    assert config["settings"]["improve"] == [2, 1] and config["settings"]["seed"] == 0
+    assert set(config["versions"]) == {"python", "torch", "numpy"}
+    assert [e["step"] for e in events(finished) if e["event"] == "step"] == STEPS
+    assert {path.stem for path in (finished / "steps").iterdir()} == set(STEPS)
+    assert [e["name"] for e in events(finished) if e["event"] == "row"] == [
+        "BC", "ReST", "ReST", "ReST", "ReST", "PPO"]
+    for name in ("improve", "best_of_n", "rewards"):
+        assert (finished / f"{name}.png").read_bytes().startswith(b"\x89PNG\r\n")
+    left = [path.name for path in finished.rglob("*") if path.name.endswith((".tmp", "point.pt"))]
+    assert not left
+
+
+def test_results(finished):
+    r = results(finished)
+    assert set(r) == {"task", "seconds", "rows", "best_of_n"} and r["task"] == "toy"
+    assert 0 < r["seconds"] < 600
+    rows = r["rows"]
+    assert [(row["name"], row["loss"]) for row in rows] == [
+        ("BC", "bc"), *4 * [("ReST", "bc")], ("PPO", "ppo")]
+    assert [(row["grow"], row["improve"]) for row in rows] == [
+        (0, 0), (1, 0), (1, 1), (1, 2), (2, 1), (2, 4)]  # PPO: rounds, updates in each
+    assert [row["threshold"] for row in rows] == [None, None, 0.5, 0.7, 0.5, None]
+    assert [row["samples"] for row in rows] == [0, 400, 400, 400, 800, 64]
+    for row in rows:
+        assert set(row) == {"name", "loss", "grow", "improve", "threshold", "reward", "oracle",
+                            "greedy_reward", "greedy_oracle", "entropy", "kl_to_bc",
+                            "kept_samples", "kept_data", "samples", "distinct_samples", "seconds"}
+        for key in ("reward", "oracle", "greedy_reward", "greedy_oracle", "kept_data"):
+            assert 0 <= row[key] <= 1, (row["name"], key)
+        assert 0 <= row["distinct_samples"] <= row["samples"]
+        assert 0 < row["entropy"] < np.log(67) and abs(row["kl_to_bc"]) < 1 and row["seconds"] > 0
+    assert abs(rows[0]["kl_to_bc"]) < 1e-5  # BC from itself
+    assert rows[1]["kept_samples"] == rows[1]["kept_data"] == 1  # I = 0 keeps all
+    assert rows[1]["kept_samples"] > rows[2]["kept_samples"] > rows[3]["kept_samples"] > 0
+
+
+def test_best_of_n(finished):
+    entries = results(finished)["best_of_n"]
+    assert [(e["policy"], e["n"]) for e in entries] == [
+        (policy, n) for policy in ("BC", "ReST") for n in (1, 2, 4)]
+    for policy in ("BC", "ReST"):
+        rewards = [e["reward"] for e in entries if e["policy"] == policy]
+        assert rewards == sorted(rewards) and rewards[0] < rewards[-1]
+        assert all(0 <= e["oracle"] <= 1 for e in entries)
+
+
+def test_what_is_kept_is_what_is_strictly_above(finished):
+    pairs = train.Pairs.load(finished / "steps" / "score-1.npz")
+    assert len(pairs) == 600 and pairs.human.sum() == 200 and not pairs.human[:400].any()
+    for row, q in zip(results(finished)["rows"][2:4], (0.5, 0.7)):
+        kept = pairs.reward > np.quantile(pairs.reward, q)
+        assert row["kept_samples"] == pytest.approx(kept[:400].mean())
+        assert row["kept_data"] == pytest.approx(kept[400:].mean())
+
+
+def test_saved_weights_are_those_of_the_last_step(finished):
+    last = torch.load(finished / "steps" / "improve-2-1.pt", weights_only=True)["policy"]
+    for name, cls in (("policy.pt", Transformer), ("reward.pt", RewardModel)):
+        content = torch.load(finished / name, weights_only=True)
+        model = cls(Config(**content["config"]))
+        model.load_state_dict(content["weights"])  # strict: every name, every shape
+        if name == "policy.pt":
+            assert all(torch.equal(content["weights"][k], last[k]) for k in last)
+
+
+def test_samples_and_output(finished):
+    text = (finished / "samples.txt").read_text()
+    assert [x.removeprefix("--- ") for x in text.splitlines() if x.startswith("---")] == NAMES
+    blocks = text.strip().split("\n\n")
+    assert len({tuple(x for x in b.splitlines() if x.startswith(("source", "right")))
+                for b in blocks}) == 1  # the same sources after each step
+    for block in blocks:
+        kinds = [line.split()[0] for line in block.splitlines()[1:]]
+        assert kinds == 3 * ["source", "right", "greedy", "sample"]
+    out = (finished / "stdout").read_text()
+    for name in NAMES:
+        assert sum(line.startswith(name + " ") for line in out.splitlines()) >= 1, name
+    table = out[: out.index("best of N")].strip().splitlines()[-len(NAMES):]
+    assert [line[:12].strip() for line in table] == NAMES
+    reward = [f"{100 * row['reward']:.1f}" for row in results(finished)["rows"]]
+    assert [line[12:].split()[0] for line in table] == reward
+    assert str(finished) in out.splitlines()[-1]
+
+
+def test_a_second_run_is_the_same(finished, tmp_path, no_figures):
+    main(tmp_path / "run")
+    same_results(finished, tmp_path / "run")
+    assert (finished / "samples.txt").read_text() == (tmp_path / "run/samples.txt").read_text()
+
+
+def test_another_seed_is_another_run(finished, tmp_path, no_figures):
+    main(tmp_path / "run", "--seed", "1", "--grow", "1", "--improve", "1", "--no-ppo")
+    rows = results(tmp_path / "run")["rows"]
+    assert [row["name"] for row in rows] == ["BC", "ReST", "ReST"]
+    assert rows[0]["reward"] != results(finished)["rows"][0]["reward"]
+
+
+def test_stop_after_and_resume(finished, tmp_path, no_figures, capsys):
+    folder = tmp_path / "run"
+    guarded(lambda: main(folder, "--stop-after", "grow-1"))
+    assert "grow-1 is done" in capsys.readouterr().out
+    assert (folder / "steps/grow-1.npz").exists() and not (folder / "steps/score-1.npz").exists()
+    assert not (folder / "results.json").exists()
+    main(folder, "--resume")
+    same_results(finished, folder)
+    assert (finished / "samples.txt").read_text() == (folder / "samples.txt").read_text()
+    assert [e["step"] for e in events(folder) if e["event"] == "step"] == STEPS
+
+
+def test_a_killed_run_resumes_to_the_same_results(finished, tmp_path, no_figures):
+    folder = tmp_path / "run"
+    running = subprocess.Popen(command(folder), env=ENVIRONMENT, stdout=subprocess.DEVNULL,
+                               stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while not (folder / "steps/reward.pt").exists() and time.monotonic() < deadline:
+        assert running.poll() is None
+        time.sleep(0.002)
+    running.kill()
+    assert running.wait() == -9
+    assert (folder / "steps/reward.pt").exists() and not (folder / "results.json").exists()
+    main(folder, "--resume")
+    same_results(finished, folder)
+    assert (finished / "samples.txt").read_text() == (folder / "samples.txt").read_text()
+
+
+# Killed inside of a training step, which goes on from its checkpoint: at update 3, between two
+# evaluations, and at update 5, which is one.
+
+
+class Killed(BaseException):
+    """Passes through every handler, like the process's end."""
+
+
+def killed_inside(monkeypatch, folder, step, update, flags):
+    """Run the program with a checkpoint at every update, killed right after one of them."""
+    suspend = train.suspend
+
+    def kill(path, state, *rest):
+        suspend(path, state, *rest)
+        before = STEPS[STEPS.index(step) - 1]
+        if state["update"] >= update and (step == "bc" or list((folder / "steps").glob(f"{before}.*"))):
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "SAVE_EVERY", -1)
+        patch.setattr(train, "suspend", kill)
+        with pytest.raises(Killed):
+            main(folder, *flags)
+    assert (folder / "checkpoint.pt").exists()
+
+
+@pytest.mark.parametrize("step, update, loss", [
+    ("bc", 7, "bc"), ("improve-1-1", 3, "bc"), ("improve-1-1", 5, "bc"), ("improve-1-1", 3, "gold"),
+    ("improve-1-1", 3, "oac"), ("improve-1-1", 3, "bvmpo")])
+def test_a_step_that_was_killed_goes_on_where_it_was(finished, tmp_path, monkeypatch, no_figures,
+                                                      capsys, step, update, loss):
+    flags = ["--stop-after", step, "--loss", loss, "--value-updates", "10"]
+    done = [] if step == "bc" else STEPS[: STEPS.index(step)]
+    whole, cut = (begin(finished, tmp_path / name, *done) for name in ("whole", "cut"))
+    guarded(lambda: main(whole, *flags))
+    killed_inside(monkeypatch, cut, step, update, flags)
+    guarded(lambda: main(cut, *flags, "--resume"))
+    a, b = (torch.load(x / "steps" / f"{step}.pt", weights_only=True) for x in (whole, cut))
+    for name in a["policy"]:
+        assert torch.equal(a["policy"][name], b["policy"][name]), name
+    if "row" in a:
+        assert timeless([a["row"]]) == timeless([b["row"]])
+    curves = [timeless(e for e in events(x) if e["event"] == "train" and e["step"] == step)
+              for x in (whole, cut)]
+    assert curves[0] == curves[1]
+    assert not (cut / "checkpoint.pt").exists()
+
+
+# ------------------------------------------------------------------------------ settings of ReST
+
+
+def short(folder, *flags):
+    """A run of one Grow and two Improves, its rows."""
+    main(folder, "--grow", "1", "--improve", "2", "--no-ppo", "--best-of", "1", "--updates", "4",
+         "--value-updates", "4", "--evaluate-every", "2", *flags)
+    rows = results(folder)["rows"]
+    assert len(rows) == 4
+    for row in rows:
+        for key, value in row.items():
+            if not isinstance(value, (str, type(None))):
+                assert np.isfinite(value), key
+        assert 0 <= row["reward"] <= 1 and 0 <= row["oracle"] <= 1
+    return rows
+
+
+DRAWN = ["bc", "reward", "evaluate-bc", "grow-1", "score-1"]
+
+
+@pytest.mark.parametrize("loss", ["gold", "bvmpo", "oac"])
+def test_every_loss(finished, tmp_path, no_figures, capsys, loss):
+    begin(finished, tmp_path / "run", *DRAWN)
+    rows = short(tmp_path / "run", "--loss", loss)
+    # BC and I = 0 are the paper's: BC on all of D_g, whatever the loss of the Improves
+    assert [row["loss"] for row in rows] == ["bc", "bc", loss, loss]
+    assert f"{loss.upper()} (1,2)" in capsys.readouterr().out
+    assert (tmp_path / "run/steps/value-1.pt").exists() == (loss in ("bvmpo", "oac"))
+
+
+@pytest.mark.parametrize("name, thresholds", [
+    ("threshold", ["0.2", "0.3"]), ("quantile", ["0.4", "0.8"]), ("percentile", ["30", "60"]),
+    ("gamma", ["0", "0.6"]), ("top", ["2", "1"])])
+def test_every_filter(finished, tmp_path, no_figures, name, thresholds):
+    begin(finished, tmp_path / "run", *DRAWN)
+    rows = short(tmp_path / "run", "--filter", name, "--thresholds", *thresholds)
+    assert [row["threshold"] for row in rows] == [None, None, *map(float, thresholds)]
+    kept = [row["kept_samples"] for row in rows[1:]]
+    assert 1 == kept[0] >= kept[1] >= kept[2] > 0 and kept[2] < 1
+
+
+def test_a_filter_that_keeps_nothing_skips_the_improve(finished, tmp_path, no_figures):
+    begin(finished, tmp_path / "run", *DRAWN)
+    rows = short(tmp_path / "run", "--filter", "threshold", "--thresholds", "0.2", "0.999")
+    assert rows[3]["kept_samples"] == rows[3]["kept_data"] == 0
+    assert rows[3]["reward"] == rows[2]["reward"]
+    assert any("kept nothing" in e["text"] for e in events(tmp_path / "run")
+               if e["event"] == "warning")
+
+
+def test_distinct_and_some_sources(finished, tmp_path, no_figures):
+    begin(finished, tmp_path / "run", "bc", "reward", "evaluate-bc")
+    rows = short(tmp_path / "run", "--distinct", "--grow-sources", "50", "--temperature", "0")
+    assert rows[3]["samples"] == 100 and rows[3]["distinct_samples"] == 50
+    assert len(train.Pairs.load(tmp_path / "run/steps/score-1.npz")) == 50 + 200
+
+
+def test_ppo_with_fewer_sources_than_a_round_wants(tmp_path, no_figures):
+    main(tmp_path / "run", "--demonstrations", "20", "--ppo-batch", "512", "--grow", "1",
+         "--improve", "1")
+    ppo = results(tmp_path / "run")["rows"][-1]
+    assert ppo["name"] == "PPO" and ppo["samples"] % 8 == 0 and 0 <= ppo["reward"] <= 1
+
+
+def test_preferences(finished, tmp_path, no_figures):
+    begin(finished, tmp_path / "run", "bc")
+    short(tmp_path / "run", "--preferences", "--filter", "top", "--thresholds", "2", "1")
+    a, b = (torch.load(x / "steps/reward.pt", weights_only=True)["reward"]
+            for x in (finished, tmp_path / "run"))
+    assert any(not torch.equal(a[k], b[k]) for k in a)
+
+
+# ----------------------------------------------------------------------------- --show, bad settings
+
+
+def test_show_on_a_finished_run(finished, capsys):
+    before = {path: path.stat().st_mtime_ns for path in finished.iterdir()
+              if path.name != "config.json"}
+    main(finished, "--show", "2")
+    lines = capsys.readouterr().out.splitlines()
+    heads = [i for i, line in enumerate(lines) if line.startswith("Grow ")]
+    assert [lines[i].split(":")[0] for i in heads] == [
+        "Grow 1, Improve 1", "Grow 1, Improve 2", "Grow 2, Improve 1"]
+    titles = ["kept, best", "kept, worst", "dropped, best", "dropped, worst", "nearest to the line"]
+    for i in heads:
+        block = lines[i + 1 : i + 16]
+        assert [line.strip() for line in block[::3]] == titles
+        scores = [[float(line.split()[0]) for line in block[k + 1 : k + 3]] for k in range(0, 15, 3)]
+        assert all(pair == sorted(pair, reverse=True) for pair in scores)
+        assert scores[0][0] >= scores[1][1] >= scores[2][0] >= scores[3][1]
+        assert all("  ->  " in line and line.split()[1] in ("human", "sample")
+                   for k, line in enumerate(block) if k % 3)
+    pairs = train.Pairs.load(finished / "steps/score-1.npz")
+    kept = (pairs.reward > np.quantile(pairs.reward, 0.5)).sum()
+    assert f"quantile 0.5 keeps {kept} of 600 pairs" in lines[heads[0]]
+    assert all(path.stat().st_mtime_ns == time for path, time in before.items())
+
+
+def one_line(capsys, *flags, folder):
+    with pytest.raises(SystemExit) as stop:
+        guarded(lambda: main(folder, *flags))
+    error = capsys.readouterr().err
+    lines = error.replace("\r", "\n").splitlines()  # progress bars may stand before it
+    assert stop.value.code == 2 and lines[-1].startswith("error: ")
+    assert error.endswith("\n") and error.count("error: ") == 1 and "Traceback" not in error
+    return lines[-1]
+
+
+def test_show_on_nothing(tmp_path, capsys):
+    assert "nothing to show" in one_line(capsys, "--show", "2", folder=tmp_path / "run")
+
+
+def test_show_on_nothing_leaves_nothing(tmp_path, capsys):
+    one_line(capsys, "--show", "2", folder=tmp_path / "run")
+    assert not (tmp_path / "run").exists()  # else a new run is refused there
+
+
+@pytest.mark.parametrize("flags", [
+    ["--grow", "3", "--improve", "1", "1"],  # fewer numbers than Grows
+    ["--grow", "0"], ["--samples", "0"], ["--seed", "-1"], ["--d-model", "18"],
+    ["--thresholds", "0.9", "0.5"], ["--filter", "top", "--thresholds", "1", "2"]], ids=" ".join)
+def test_settings_that_cannot_work_are_refused_before_anything_is_trained(tmp_path, capsys, flags,
+                                                                          no_figures):
+    one_line(capsys, *flags, folder=tmp_path / "run")
+    assert not list(tmp_path.glob("run/steps/*"))
+
+
+def test_what_the_demo_is_by_default():
+    s = Settings()
+    assert s.grow == len(s.improve) and max(s.improve) <= len(s.thresholds) and s.ppo
