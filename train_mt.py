@@ -49,7 +49,7 @@ class Settings(RunSettings, rest.Settings):
     d_ff: int = setting(512, "hidden width of the feed-forward blocks")
     dropout: float = setting(0.2, "dropout")
     label_smoothing: float = setting(0.1, "label smoothing of the BC loss")
-    bc_updates: int = setting(6500, "most updates of BC")
+    bc_updates: int = setting(4500, "most updates of BC")
     bc_lr: float = setting(2e-3, "peak learning rate of BC")
     bc_evaluate_every: int = setting(500, "updates of BC between two looks at validation BLEU")
     ratings: str = setting("", "tab-separated human ratings: source, target, score")

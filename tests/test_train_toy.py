@@ -378,7 +378,8 @@ def killed_inside(monkeypatch, folder, step, update, flags):
     ("improve-1-1", 3, "oac"), ("improve-1-1", 3, "bvmpo")])
 def test_a_step_that_was_killed_goes_on_where_it_was(finished, tmp_path, monkeypatch, no_figures,
                                                       capsys, step, update, loss):
-    flags = ["--stop-after", step, "--loss", loss, "--value-updates", "10"]
+    flags = ["--stop-after", step, "--loss", loss, "--value-updates", "10",
+             "--gold-sync", "4"]
     done = [] if step == "bc" else STEPS[: STEPS.index(step)]
     whole, cut = (begin(finished, tmp_path / name, *done) for name in ("whole", "cut"))
     guarded(lambda: main(whole, *flags))
