@@ -44,7 +44,7 @@ def gold(logprobs, frozen_logprobs, mle_logprobs, mask, reward="p", steps=5, gam
 
         -Σ_t clamp(π̃(y_t), u, 1) · Q_t · log π_θ(y_t),    Q_t = Σ_{k=0..K} γ^k max(c, r_{t+k})
 
-    π̃ is a frozen copy of the policy (per-token importance weight, u = min_weight), and r comes from
+    π̃ is a frozen copy of the policy (per-token importance weight, u = min_weight); r comes from
     p_MLE, the BC policy: r = p_MLE for GOLD-s (reward="s"), a sum of probabilities, or
     r = log p_MLE + offset for GOLD-p (reward="p"), a product of them. c = min_reward. Positions
     past the end count as probability 1. K = steps = 5 as in the ReST paper.

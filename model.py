@@ -263,7 +263,7 @@ class Cache:
         self.layers = [LayerCache(capacity) for _ in model.decoder]
 
     def select(self, sources, samples):
-        """Keep the given sources (B',), rising, and of each the given rows (B', N'), in any order."""
+        """Keep the given sources (B',), rising, and of each the given rows (B', N')."""
         if len(sources) < len(self.mask):
             self.mask = self.mask[sources]
             self.memories = [[x[sources] for x in memory] for memory in self.memories]

@@ -1,7 +1,7 @@
 """What a person sees of a run: a line per step, the table at the end, examples, D_g looked into.
 
     report = Report(run, columns, examples); report.add(row, policy)
-    look(run, settings, source_text, target_text, count)         # --show
+    look(run, settings, source_text, target_text)                # --show
     python report.py runs/toy-1 runs/toy-2 runs/toy-3            # mean and range over seeds
 """
 
@@ -69,7 +69,7 @@ def label(row):
 
 
 def verdict(reward, row, settings):
-    """Whether this Improve's filter would keep an output, where τ is one number for all sources."""
+    """Whether this Improve's filter would keep an output, where τ is the same for all sources."""
     if row["threshold"] is None or settings.filter not in GLOBAL:
         return ""
     return "kept " if reward > row["threshold"] else "dropped "
@@ -102,7 +102,7 @@ def finish(run, task, rows, best, policy, reward_model):
     print(f"\n{seconds:.0f} s; results, figures, weights and samples are in {run.folder}/")
 
 
-def look(run, settings, source_text, target_text, count):
+def look(run, settings, source_text, target_text):
     """Print what each threshold of each Grow keeps and drops: best, worst, nearest to the line."""
     found = False
     for g in range(1, settings.grow + 1):
@@ -112,9 +112,9 @@ def look(run, settings, source_text, target_text, count):
         found, D_g = True, Pairs.load(file)
         for i in range(1, settings.improve[g - 1] + 1):
             kept, tau = select(D_g, settings, i)
-            print(f"\nGrow {g}, Improve {i}: {settings.filter}, τ = {tau:.3f}, keeps {kept.sum()} of "
-                  f"{len(kept)} pairs, {kept[D_g.human].mean():.0%} of D")
-            for title, index in chosen(D_g.reward, kept, count):
+            print(f"\nGrow {g}, Improve {i}: {settings.filter}, τ = {tau:.3f}, keeps "
+                  f"{kept.sum()} of {len(kept)} pairs, {kept[D_g.human].mean():.0%} of D")
+            for title, index in chosen(D_g.reward, kept, settings.show):
                 print(f"  {title}")
                 for k in index:
                     origin = "human " if D_g.human[k] else "sample"

@@ -47,12 +47,12 @@ class Settings:
     top_p: float = setting(1.0, "Grow samples among the tokens that hold this probability")
     distinct: bool = setting(False, "keep equal outputs of a source only once")
     preferences: bool = setting(False, "train the reward model on preferences, not on ratings")
-    filter: str = setting("auto", "what a threshold means: a reward; a quantile of D_g's rewards; a "
-                          "percentile, a γ or a top-k within each source; auto is quantile, and "
+    filter: str = setting("auto", "what a threshold means: a reward; a quantile of D_g's rewards; "
+                          "a percentile, a γ or a top-k within each source; auto is quantile, and "
                           "percentile with --preferences",
                           choices=("auto", "threshold", "quantile", "percentile", "gamma", "top"))
-    thresholds: tuple[float, ...] = setting((), "one for each Improve, rising (falling for top); the "
-                                            "last one serves on (default: see rest.THRESHOLDS)")
+    thresholds: tuple[float, ...] = setting((), "one for each Improve, rising (falling for top), "
+                                            "the last one serving on; default: rest.THRESHOLDS")
     loss: str = setting("bc", "what Improve minimises", choices=tuple(losses.LOSSES))
     updates: int = setting(300, "most updates of an Improve")
     batch_tokens: int = setting(2048, "padded tokens of a training batch")
@@ -84,8 +84,8 @@ class Settings:
         steps = np.diff(self.thresholds) * (-1 if self.filter == "top" else 1)
         if (steps <= 0).any():
             order = "fall" if self.filter == "top" else "rise"
-            raise UserError(f"--thresholds {list(self.thresholds)} must {order}: each Improve has a "
-                            "stricter filter than the one before")
+            raise UserError(f"--thresholds {list(self.thresholds)} must {order}: each Improve has "
+                            "a stricter filter than the one before")
         if len(self.improve) < self.grow:
             raise UserError(f"--grow {self.grow} needs as many numbers after --improve, which has "
                             f"{list(self.improve)}")
@@ -248,7 +248,7 @@ GLOBAL = ("threshold", "quantile")  # one τ for all sources; the others have on
 def select(D_g, settings, i):
     """The filter of Improve i -> (booleans (n,), τ): what it keeps, and the line it draws.
 
-    i = 0 keeps everything, τ = None. For a filter within each source τ is the setting's own value.
+    i = 0 keeps everything, τ = None. For a filter within each source, τ is the setting's value.
     """
     if i == 0:
         return np.ones(len(D_g), bool), None
@@ -359,11 +359,11 @@ def values_of(value, batch):
 # ------------------------------------------------------------------------------------- measures
 
 
-def mean_reward(policy, sources, reward, settings, max_len):
-    """V(π) on some sources: one sample each at temperature 1, the same random numbers always."""
-    drawn = grow(policy, sources, 1, (settings.seed, 101), max_len, rows=settings.rows,
-                 precision=settings.precision)
-    return float(score(drawn, sources, reward).reward.mean())
+def mean_reward(policy, task, settings):
+    """V(π) on D_eval: a sample of each source at temperature 1, the same random numbers always."""
+    drawn = grow(policy, task.eval_sources, 1, (settings.seed, 101), task.max_len,
+                 rows=settings.rows, precision=settings.precision)
+    return float(score(drawn, task.eval_sources, task.reward).reward.mean())
 
 
 def evaluate(policy, bc, task, settings):
@@ -490,9 +490,8 @@ def improve_step(policy, pairs, task, settings, hp, frozen, run, row):
         begin = time.monotonic()
         if len(pairs):
             improve(new, pairs, task.sources, settings, hp, seed_of(settings.seed, g, i),
-                    row["loss"], frozen, log=run.logger(name), checkpoint=run.checkpoint,
-                    evaluate=lambda: mean_reward(new, task.eval_sources, task.reward, settings,
-                                                 task.max_len))
+                    row["loss"], frozen, evaluate=lambda: mean_reward(new, task, settings),
+                    log=run.logger(name), checkpoint=run.checkpoint, title=f"Improve {g},{i}")
         else:
             run.log("warning", text=f"{name}: the filter kept nothing, so it is skipped")
         done = row | evaluate(new, frozen.bc, task, settings)
@@ -514,7 +513,7 @@ def behaviour_value(policy, D_g, task, settings, run, g):
     def make():
         hp = settings.training(updates=settings.value_updates)
         train_value(value, task.sources, D_g, hp, seed_of(settings.seed, g, 99),
-                    log=run.logger(f"value-{g}"), checkpoint=run.checkpoint)
+                    log=run.logger(f"value-{g}"), checkpoint=run.checkpoint, title="value model")
         return {"value": value.state_dict()}
 
     value.load_state_dict(run.step(f"value-{g}", make)["value"])

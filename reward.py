@@ -47,8 +47,8 @@ class Critic(nn.Module):
 class RewardModel(Critic):
     """R(x, y) = σ(mean_t w · [s_t, s_t ⊙ e(y_t)]): how well each token fits where it stands.
 
-    The policy's own logit for y_t is the sum of s_t ⊙ e(y_t), e being its embeddings: the BC policy
-    hands on what it knows of both languages, and the ratings teach what it does not.
+    The policy's own logit for y_t is the sum of s_t ⊙ e(y_t), e being its embeddings: so the BC
+    policy hands on what it knows of both languages, and the ratings teach what it does not.
     """
 
     def __init__(self, config):
@@ -117,7 +117,8 @@ def preference_pairs(rated, seed):
     order = np.random.default_rng(seed).permutation(len(rated))
     order = order[np.argsort(rated.source[order], kind="stable")]
     left, right = order[:-1], order[1:]
-    differ = (rated.source[left] == rated.source[right]) & (rated.reward[left] != rated.reward[right])
+    same = rated.source[left] == rated.source[right]
+    differ = same & (rated.reward[left] != rated.reward[right])
     left, right = left[differ], right[differ]
     wins = rated.reward[left] > rated.reward[right]
     return np.where(wins, left, right), np.where(wins, right, left)
@@ -202,7 +203,8 @@ def table(judged, tests):
     """Both of these as text."""
     lines = ["reward model, on held-out sources"]
     lines += [f"  {name:28}{value:6.2f}" for name, value in judged.items()]
-    lines += ["  mean reward of"] + [f"    {name:26}{100 * value:6.1f}" for name, value in tests.items()]
+    lines += ["  mean reward of"]
+    lines += [f"    {name:26}{100 * value:6.1f}" for name, value in tests.items()]
     return "\n".join(lines)
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from model import PAD
 
@@ -32,7 +33,7 @@ class Pairs:
     source: np.ndarray  # (n,) int32, index into the list of sources
     tokens: np.ndarray  # (sum of lengths,) int32
     starts: np.ndarray  # (n + 1,) int64
-    logprobs: np.ndarray  # (sum of lengths,) float32, log μ(y_t | y_<t, x) of the policy that drew it
+    logprobs: np.ndarray  # (sum of lengths,) float32, of the policy that drew it
     reward: np.ndarray  # (n,) float32 in [0, 1]; NaN until scored
     human: np.ndarray  # (n,) bool, true for D's own pairs, false for samples
 
@@ -178,15 +179,15 @@ def adamw(parameters, hp):
 
 
 def fit(model, loss_of, lengths, units, hp, seed, evaluate=None, log=None, checkpoint=None,
-        extra=(), optimizer=None):
+        extra=(), optimizer=None, title=None):
     """Minimise the sum of loss_of over the items, per unit, and return to the best checkpoint.
 
     loss_of(index, progress) -> the loss *summed* over a batch of items; units: (n,) what each item
     counts, its tokens or 1; a step divides by the units of all of its micro-batches. evaluate() ->
     a held-out score, higher is better, looked at before the first and then every
     hp.evaluate_every updates; without it all updates are made and the last weights stand.
-    extra: more parameters to train beside the model's, at hp.extra_lr. optimizer: one that outlives this call.
-    log(event dict) after each evaluation.
+    extra: more parameters to train beside the model's, at hp.extra_lr. optimizer: one that
+    outlives this call. log(event dict) after each evaluation. title: of a progress bar, if any.
     Returns {"updates", "score", "loss", "seconds"} of the best checkpoint.
     """
     parameters = list(model.parameters())
@@ -204,6 +205,8 @@ def fit(model, loss_of, lengths, units, hp, seed, evaluate=None, log=None, check
             for _ in range(state["update"] * hp.accumulate):
                 next(stream)
         begin = saved = time.monotonic()
+        bar = tqdm(desc=title, total=hp.updates, initial=state["update"], leave=False,
+                   disable=title is None, dynamic_ncols=True)
         while True:
             update = state["update"]
             if evaluate is not None and (update % hp.evaluate_every == 0 or update == hp.updates):
@@ -231,6 +234,8 @@ def fit(model, loss_of, lengths, units, hp, seed, evaluate=None, log=None, check
             optimizer.zero_grad()
             state["units"] += n
             state["update"] += 1
+            bar.update()
+        bar.close()
     if state["best"] is not None:
         model.load_state_dict(state["best"])
     if checkpoint is not None:

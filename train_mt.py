@@ -22,6 +22,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 import rest
 import reward as rm
@@ -98,7 +99,8 @@ class Texts:
                         for split in ("train", "val", "test")}
         for split, corpus in self.corpora.items():
             if corpus.dropped:
-                run.log("warning", text=f"{split}: {corpus.dropped} pairs with a blank side dropped")
+                run.log("warning", text=f"{split}: {corpus.dropped} pairs with a blank side are "
+                        "dropped")
             if settings.limit:
                 del corpus.sources[settings.limit :], corpus.targets[settings.limit :]
         self.max_len, path, train = settings.max_len, run.folder / "tokenizer.json", self["train"]
@@ -237,14 +239,15 @@ def behaviour_cloning(task, texts, settings, run, device):
 
     def show(event):
         run.log("train", step="bc", **event)
-        print(f"  BC {event['update']:6d} updates  loss {event['loss']:.3f}  "
-              f"validation BLEU {event['score']:.1f}  {event['seconds']:.0f} s", flush=True)
+        tqdm.write(f"  BC {event['update']:6d} updates  loss {event['loss']:.3f}  "
+              f"validation BLEU {event['score']:.1f}  {event['seconds']:.0f} s")
 
     def make():
         hp = settings.training(updates=settings.bc_updates, lr=settings.bc_lr, warmup=400,
                                evaluate_every=settings.bc_evaluate_every, patience=1000)
         done = rest.improve(policy, task.data, task.sources, settings, hp, settings.seed,
-                            evaluate=validation_bleu, log=show, checkpoint=run.checkpoint)
+                            evaluate=validation_bleu, log=show, checkpoint=run.checkpoint,
+                            title="BC")
         return {"policy": policy.state_dict(), **done}
 
     policy.load_state_dict(run.step("bc", make)["policy"])
@@ -265,7 +268,8 @@ def train_reward_model(bc, texts, settings, run):
             test_sources, test = made_ratings(bc, texts, "val", 300, settings)
         hp = settings.training(updates=settings.reward_updates, lr=settings.reward_lr, warmup=200)
         rm.train_reward(model, sources, rated, hp, settings.seed, settings.preferences,
-                        log=run.logger("reward"), checkpoint=run.checkpoint)
+                        log=run.logger("reward"), checkpoint=run.checkpoint,
+                        title="reward model")
         val, references = (texts.ids(x[:300]) for x in (texts["val"].sources,
                                                         texts["val"].targets))
         judged = rm.judge(model.score, test_sources, test,
@@ -308,8 +312,7 @@ def metrics(texts, task, settings):
         draw = {"max_len": task.max_len, "rows": settings.rows, "precision": settings.precision}
         val = rest.grow(policy, task.eval_sources, 1, (0,), temperature=0, **draw)
         val_bleu, val_chrf, _ = bleu_chrf(texts.lines(val.targets()), texts["val"].targets)
-        val_reward = rest.mean_reward(policy, task.eval_sources, task.reward, settings,
-                                      task.max_len)
+        val_reward = rest.mean_reward(policy, task, settings)
         return {"bleu": bleu, "chrf": chrf, "beam_bleu": beam, "beam_chrf": beam_chrf,
                 "sampled_chrf": sampled_chrf, "val_bleu": val_bleu, "val_chrf": val_chrf,
                 "val_reward": val_reward, "signature": signature}
@@ -336,7 +339,7 @@ def train(argv):
     texts = Texts(settings, run)
     sources, targets = texts.ids(texts["train"].sources), texts.ids(texts["train"].targets)
     if settings.show:
-        return look(run, settings, lambda i: texts["train"].sources[i], texts.text, settings.show)
+        return look(run, settings, lambda i: texts["train"].sources[i], texts.text)
     task = rest.Task(sources, Pairs.of(range(len(sources)), targets, human=True),
                      texts.ids(texts["val"].sources), texts.ids(texts["test"].sources), None, None,
                      settings.max_len)
@@ -370,7 +373,8 @@ def examples(policy, row, task, texts, settings, count=5):
     greedy = rest.score(greedy, task.test_sources, task.reward)
     lines = []
     for i, ids in enumerate(greedy.targets()):
-        lines += [f"source     {texts['test'].sources[i]}", f"reference  {texts['test'].targets[i]}",
+        lines += [f"source     {texts['test'].sources[i]}",
+                  f"reference  {texts['test'].targets[i]}",
                   f"output {100 * greedy.reward[i]:3.0f} {verdict(greedy.reward[i], row, settings)}"
                   f"{texts.text(ids)}"]
     return lines

@@ -73,7 +73,8 @@ class Language:
         for word in rng.choice(WORDS, HABITS, replace=False):
             others = np.delete(np.arange(WORDS), self.lexicon[word] - self.first_target)
             self.habit[word] = self.first_target + rng.choice(others)
-        self.names = ["", "", "", *syllables(rng, "ptkmnslr", "aiu"), *syllables(rng, "bdgvzfhj", "eo")]
+        self.names = ["", "", "", *syllables(rng, "ptkmnslr", "aiu"),
+                      *syllables(rng, "bdgvzfhj", "eo")]
 
     def sources(self, n, rng):
         """n random sources, ids that end in eos."""
@@ -148,7 +149,7 @@ def main(argv=None):
     task = rest.Task(sources, Pairs.of(range(len(sources)), demonstrations, human=True), held_out,
                      language.sources(settings.test_sources, rng), None, None, MAX_LEN)
     if settings.show:
-        return look(run, settings, lambda i: language.text(sources[i]), language.text, settings.show)
+        return look(run, settings, lambda i: language.text(sources[i]), language.text)
     print(f"D: {len(sources)} demonstrations, oracle "
           f"{100 * language.oracle(sources, demonstrations).mean():.1f}")
 
@@ -209,7 +210,7 @@ def behaviour_cloning(task, language, settings, run, device):
     def make():
         hp = settings.training(updates=settings.bc_updates, lr=settings.bc_lr, warmup=100)
         done = rest.improve(policy, task.data, task.sources, settings, hp, settings.seed,
-                            log=run.logger("bc"), checkpoint=run.checkpoint)
+                            log=run.logger("bc"), checkpoint=run.checkpoint, title="BC")
         return {"policy": policy.state_dict(), **done}
 
     policy.load_state_dict(run.step("bc", make)["policy"])
@@ -226,7 +227,8 @@ def train_reward_model(bc, rated_sources, held_out, language, settings, run):
         hp = settings.training(updates=settings.reward_updates, lr=settings.reward_lr, warmup=50)
         model = rm.RewardModel.from_policy(bc)
         rm.train_reward(model, rated_sources, rated, hp, settings.seed,
-                        preferences=settings.preferences)
+                        preferences=settings.preferences, log=run.logger("reward"),
+                        checkpoint=run.checkpoint, title="reward model")
         test = rated_samples(bc, held_out, language, settings, rng, 4 * [1.0])
         exact = language.oracle([held_out[i] for i in test.source], test.targets())
         test.reward[:] = exact  # judged by the truth, trained on noisy ratings

@@ -24,7 +24,8 @@ from train_toy import ADJECTIVES, HABITS, MAX_LEN, WORDS, Language, Settings, ra
 PROGRAM = Path(train_toy.__file__)
 TINY = ("--device cpu --d-model 16 --demonstrations 200 --rated-sources 60 --bc-updates 30 "
         "--reward-updates 20 --updates 10 --evaluate-every 5 --eval-sources 20 --test-sources 30 "
-        "--grow 2 --improve 2 1 --samples 2 --best-of 4 --ppo-samples 64 --ppo-batch 32").split()
+        "--grow 2 --improve 2 1 --samples 2 --best-of 4 --ppo-samples 64 --ppo-batch 32 "
+        "--batch-tokens 400").split()
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -313,7 +314,8 @@ def test_a_second_run_is_the_same(finished, tmp_path, no_figures):
 
 
 def test_another_seed_is_another_run(finished, tmp_path, no_figures):
-    main(tmp_path / "run", "--seed", "1", "--grow", "1", "--improve", "1", "--no-ppo")
+    main(tmp_path / "run", "--seed", "1", "--grow", "1", "--improve", "1", "--no-ppo",
+         "--bc-updates", "10")
     rows = results(tmp_path / "run")["rows"]
     assert [row["name"] for row in rows] == ["BC", "ReST", "ReST"]
     assert rows[0]["reward"] != results(finished)["rows"][0]["reward"]
@@ -336,12 +338,12 @@ def test_a_killed_run_resumes_to_the_same_results(finished, tmp_path, no_figures
     running = subprocess.Popen(command(folder), env=ENVIRONMENT, stdout=subprocess.DEVNULL,
                                stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 60
-    while not (folder / "steps/reward.pt").exists() and time.monotonic() < deadline:
+    while not (folder / "steps/improve-1-0.pt").exists() and time.monotonic() < deadline:
         assert running.poll() is None
         time.sleep(0.002)
     running.kill()
     assert running.wait() == -9
-    assert (folder / "steps/reward.pt").exists() and not (folder / "results.json").exists()
+    assert (folder / "steps/improve-1-0.pt").exists() and not (folder / "results.json").exists()
     main(folder, "--resume")
     same_results(finished, folder)
     assert (finished / "samples.txt").read_text() == (folder / "samples.txt").read_text()
@@ -455,7 +457,7 @@ def test_distinct_and_some_sources(finished, tmp_path, no_figures):
 
 def test_ppo_with_fewer_sources_than_a_round_wants(tmp_path, no_figures):
     main(tmp_path / "run", "--demonstrations", "20", "--ppo-batch", "512", "--grow", "1",
-         "--improve", "1")
+         "--improve", "1", "--bc-updates", "5", "--reward-updates", "5", "--updates", "1")
     ppo = results(tmp_path / "run")["rows"][-1]
     assert ppo["name"] == "PPO" and ppo["samples"] % 8 == 0 and 0 <= ppo["reward"] <= 1
 
