@@ -57,8 +57,8 @@ class Settings:
     updates: int = setting(300, "most updates of an Improve")
     batch_tokens: int = setting(2048, "padded tokens of a training batch")
     accumulate: int = setting(1, "batches that make one update")
-    lr: float = setting(5e-4, "peak learning rate of the first Improve of each Grow")
-    lr_decay: float = setting(0.8, "each further Improve has its rate multiplied by this")
+    lr: float = setting(5e-4, "peak learning rate of an Improve, times lr_decay^i")
+    lr_decay: float = setting(0.8, "what each further Improve i of a Grow multiplies the rate by")
     label_smoothing: float = setting(0.0, "label smoothing of the BC loss")
     evaluate_every: int = setting(100, "updates between two looks at the reward on D_eval")
     patience: int = setting(2, "looks without a better reward before an Improve stops")
@@ -148,7 +148,7 @@ def grow(policy, sources, n_samples, seed, max_len, temperature=1.0, top_k=0, to
 
 def seed_of(*numbers):
     """One 63-bit seed from several numbers, all of which matter."""
-    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
+    return int(np.random.SeedSequence((len(numbers), *numbers)).generate_state(1, np.uint64)[0] >> 1)
 
 
 def score(pairs, sources, reward):
@@ -216,7 +216,8 @@ def above_gamma(source, reward, gamma):
     order, first, counts = by_source(source, reward)
     ordered = reward[order].astype(np.float64)
     mean = np.add.reduceat(ordered, first) / counts
-    tau = gamma * ordered[first + counts - 1] + (1 - gamma) * mean
+    best = ordered[first + counts - 1]
+    tau = best - (1 - gamma) * (best - mean)  # so written, exact where all are equal
     return back(order, ordered > np.repeat(tau, counts))
 
 
@@ -299,7 +300,7 @@ def improve(policy, pairs, sources, settings, hp, seed, loss="bc", frozen=Frozen
     device = policy.embedding.weight.device
     forward = torch.compile(policy, dynamic=True) if settings.compile else policy
     log_eta = torch.zeros((), device=device, requires_grad=True)  # V-MPO's temperature, its log
-    frozen_copy = FrozenCopy(policy, settings.gold_sync * hp.accumulate) if loss == "gold" else None
+    frozen_copy = FrozenCopy(policy, settings.gold_sync) if loss == "gold" else None
 
     def loss_of(index, progress):
         batch = collect(pairs, sources, index, device)
@@ -308,8 +309,8 @@ def improve(policy, pairs, sources, settings, hp, seed, loss="bc", frozen=Frozen
             return losses.bc(logits, batch.tokens, settings.label_smoothing)
         logprobs = logits.log_softmax(-1).gather(-1, batch.tokens[..., None])[..., 0]
         if loss == "gold":
-            return losses.gold(logprobs, frozen_copy.logprobs(batch), known(frozen.bc, batch),
-                               batch.mask, settings.gold_reward)
+            return losses.gold(logprobs, frozen_copy.logprobs(batch, round(progress * hp.updates)),
+                               known(frozen.bc, batch), batch.mask, settings.gold_reward)
         if loss == "ppo":
             kl = losses.kl_divergence(logits, logits_of(frozen.bc, batch))
             return losses.ppo(logprobs, batch.old_logprobs, batch.reward.expand_as(logprobs), kl,
@@ -323,20 +324,22 @@ def improve(policy, pairs, sources, settings, hp, seed, loss="bc", frozen=Frozen
 
     lengths = np.maximum(pairs.lengths, np.array([len(sources[i]) for i in pairs.source]))
     extra = (log_eta,) if loss == "bvmpo" else ()
+    if loss == "gold":  # gets no gradient and so never moves; but the checkpoint must hold it
+        extra = tuple(frozen_copy.copy.parameters())
     return fit(policy, loss_of, lengths, pairs.lengths, hp, seed, extra=extra, **kwargs)
 
 
 class FrozenCopy:
-    """GOLD's π̃: a copy of the policy, made anew every so many calls."""
+    """GOLD's π̃: a copy of the policy, made anew every so many updates."""
 
     def __init__(self, policy, every):
-        self.policy, self.every, self.calls = policy, every, 0
+        self.policy, self.every, self.made = policy, every, None
         self.copy = copy.deepcopy(policy)
 
-    def logprobs(self, batch):
-        if self.calls % self.every == 0:
+    def logprobs(self, batch, update):
+        if update % self.every == 0 and update != self.made:
             self.copy.load_state_dict(self.policy.state_dict())
-        self.calls += 1
+            self.made = update
         return known(self.copy, batch)
 
 
@@ -427,13 +430,14 @@ def rest(bc, task, settings, run):
 
     run.step(name, make) calls make() once, and on resuming gives back what it made.
     """
-    policy, fingers = bc, []
+    policy, drawn, fingers = bc, 0, []
     for g in range(1, settings.grow + 1):
         # Grow: samples of the current policy, joined with D; all scored once.
         samples = run.step(f"grow-{g}", lambda: sample_sources(policy, task, settings, g, run))
         D_g = run.step(f"score-{g}", lambda: score_all(samples, task, settings, g, run))
         fingers.append(fingerprints(samples))
-        counts = {"samples": sum(map(len, fingers)),
+        drawn += settings.samples * len(some_sources(task, settings, g))
+        counts = {"samples": drawn,
                   "distinct_samples": len(np.unique(np.concatenate(fingers)))}
         frozen = Frozen(bc, behaviour=policy, value=behaviour_value(policy, D_g, task, settings,
                                                                     run, g))
@@ -441,7 +445,7 @@ def rest(bc, task, settings, run):
         # The first Grow begins with no filter: what Grow alone is worth, the paper's I = 0.
         for i in range(0 if g == 1 else 1, settings.improve[g - 1] + 1):
             kept, tau = select(D_g, settings, i)
-            hp = settings.training(lr=settings.lr * settings.lr_decay ** max(0, i - 1))
+            hp = settings.training(lr=settings.lr * settings.lr_decay**i)
             row = {"name": "ReST", "loss": settings.loss if i else "bc", "grow": g, "improve": i,
                    "threshold": tau, "kept_samples": float(kept[~D_g.human].mean()),
                    "kept_data": float(kept[D_g.human].mean()), **counts}
@@ -526,45 +530,57 @@ def behaviour_value(policy, D_g, task, settings, run, g):
 def online(bc, task, settings, run):
     """Online RL as the same loop at its other end -> (row, policy).
 
-    A Grow of a few hundred samples, each source's `ppo_group` samples having their mean reward as
-    baseline; no D, no filter; a few updates of PPO; and again, with as many samples as one Grow.
+    A Grow of a few hundred samples, with no D and no filter; a few updates of PPO; and again, until
+    as many samples are drawn as in one Grow. The optimiser lives on from round to round.
     """
+    budget = settings.ppo_samples or settings.samples * len(some_sources(task, settings, 1))
+    per_round = max(1, min(settings.ppo_batch, budget) // settings.ppo_group)  # sources
+    per_round = min(per_round, len(task.sources))
+    rounds = max(1, budget // (per_round * settings.ppo_group))
+
     def make():
-        policy, begin = copy.deepcopy(bc), time.monotonic()
-        budget = settings.ppo_samples or settings.samples * len(some_sources(task, settings, 1))
-        rounds = max(1, budget // settings.ppo_batch)
-        per_round = max(1, settings.ppo_batch // settings.ppo_group)
+        policy, begin, fingers = copy.deepcopy(bc), time.monotonic(), []
         hp = settings.training(updates=settings.ppo_updates, lr=settings.ppo_lr, warmup=0,
                                final_lr=1.0, dropout=False)
         optimizer = adamw(policy.parameters(), hp)
-        rng, fingers = np.random.default_rng((settings.seed, 77)), []
+        rng = np.random.default_rng((settings.seed, 77))
         for k in run.progress("PPO")(range(rounds)):
             chosen = rng.choice(len(task.sources), per_round, replace=False)
-            sources = [task.sources[i] for i in chosen]
-            drawn = score(grow(policy, sources, settings.ppo_group, (settings.seed, 77, k),
-                               task.max_len, rows=settings.rows), sources, task.reward)
-            groups = drawn.reward.reshape(per_round, -1)
-            advantage = (groups - groups.mean(1, keepdims=True)) / (groups.std() + 1e-6)
-            round_hp = replace(hp, batch_tokens=max(1, sum_padded(drawn) // hp.updates))
-            improve(policy, replace(drawn, reward=advantage.ravel().astype(np.float32)), sources,
-                    settings, round_hp, seed_of(settings.seed, 77, k), "ppo", Frozen(bc=bc),
-                    optimizer=optimizer)
-            fingers.append(fingerprints(replace(drawn, source=chosen[drawn.source])))
+            drawn = ppo_round(policy, bc, [task.sources[i] for i in chosen], task, settings, hp,
+                              optimizer, k)
             run.log("ppo", round=k, reward=float(drawn.reward.mean()))
-        row = evaluate(policy, bc, task, settings)
-        row |= {"name": "PPO", "loss": "ppo", "grow": rounds, "improve": settings.ppo_updates,
-                "threshold": None, "kept_samples": 1.0, "kept_data": 0.0,
-                "samples": rounds * per_round * settings.ppo_group,
-                "distinct_samples": len(np.unique(np.concatenate(fingers))),
-                "seconds": time.monotonic() - begin}
+            fingers.append(fingerprints(replace(drawn, source=chosen[drawn.source])))
+        row = {"name": "PPO", "loss": "ppo", "grow": rounds, "improve": settings.ppo_updates,
+               "threshold": None, "kept_samples": 1.0, "kept_data": 0.0,
+               "samples": rounds * per_round * settings.ppo_group,
+               "distinct_samples": len(np.unique(np.concatenate(fingers))),
+               **evaluate(policy, bc, task, settings), "seconds": time.monotonic() - begin}
         run.log("row", **row)
         return {"policy": policy.state_dict(), "row": row}
 
-    made = run.step("ppo", make)
-    policy = copy.deepcopy(bc)
+    made, policy = run.step("ppo", make), copy.deepcopy(bc)
     policy.load_state_dict(made["policy"])
     return made["row"], policy
 
 
-def sum_padded(pairs):
-    return int(len(pairs) * pairs.lengths.max())
+def ppo_round(policy, bc, sources, task, settings, hp, optimizer, k):
+    """Grow on these sources, then PPO on what was drawn -> the scored samples.
+
+    The baseline of a sample is the mean reward of its source's samples, in place of a critic; the
+    advantages are divided by their standard deviation over the round.
+    """
+    drawn = grow(policy, sources, settings.ppo_group, (settings.seed, 77, k), task.max_len,
+                 rows=settings.rows, precision=settings.precision)
+    drawn = score(drawn, sources, task.reward)
+    groups = drawn.reward.reshape(len(sources), -1)
+    advantages = (groups - groups.mean(1, keepdims=True)) / (groups.std() + 1e-6)
+    hp = replace(hp, batch_tokens=part(drawn, sources, hp.updates))
+    improve(policy, replace(drawn, reward=advantages.ravel().astype(np.float32)), sources, settings,
+            hp, seed_of(settings.seed, 77, k), "ppo", Frozen(bc=bc), optimizer=optimizer)
+    return drawn
+
+
+def part(pairs, sources, n):
+    """Padded tokens of a batch, for n batches to hold all pairs."""
+    longest = max(int(pairs.lengths.max()), *map(len, sources))
+    return -(-len(pairs) // n) * longest

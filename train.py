@@ -188,7 +188,7 @@ def fit(model, loss_of, lengths, units, hp, seed, evaluate=None, log=None, check
     hp.evaluate_every updates; without it all updates are made and the last weights stand.
     extra: more parameters to train beside the model's, at hp.extra_lr. optimizer: one that
     outlives this call. log(event dict) after each evaluation. title: of a progress bar, if any.
-    Returns {"updates", "score", "loss", "seconds"} of the best checkpoint.
+    Returns {"updates", "score", "seconds"}: of the best checkpoint, and of the whole call.
     """
     parameters = list(model.parameters())
     optimizer = optimizer or adamw(parameters, hp)
@@ -209,15 +209,15 @@ def fit(model, loss_of, lengths, units, hp, seed, evaluate=None, log=None, check
                    disable=title is None, dynamic_ncols=True)
         while True:
             update = state["update"]
+            if checkpoint is not None and time.monotonic() - saved > SAVE_EVERY:
+                suspend(checkpoint, state, model, optimizer, extra)
+                saved = time.monotonic()
             if evaluate is not None and (update % hp.evaluate_every == 0 or update == hp.updates):
-                note_score(state, model, evaluate(), begin, log)
+                note_score(state, model, float(evaluate()), begin, log)
                 if state["since"] >= hp.patience:
                     break
             if update == hp.updates:
                 break
-            if checkpoint is not None and time.monotonic() - saved > SAVE_EVERY:
-                suspend(checkpoint, state, model, optimizer, extra)
-                saved = time.monotonic()
             micro = [next(stream) for _ in range(hp.accumulate)]
             n = sum(units[index].sum() for index in micro)
             model.train(hp.dropout)
@@ -264,7 +264,8 @@ def note_score(state, model, score, begin, log):
 def suspend(path, state, model, optimizer, extra):
     whole = {"state": {**state, "loss": float(state["loss"]), "units": int(state["units"])},
              "model": model.state_dict(), "optimizer": optimizer.state_dict(),
-             "extra": [x.detach() for x in extra], "rng": torch.get_rng_state()}
+             "extra": [x.detach() for x in extra], "rng": torch.get_rng_state(),
+             "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []}
     write(path, lambda file: torch.save(whole, file))
 
 
@@ -275,4 +276,6 @@ def resume(path, model, optimizer, extra):
     for mine, theirs in zip(extra, whole["extra"]):
         mine.data.copy_(theirs)
     torch.set_rng_state(whole["rng"])
+    if whole["cuda_rng"]:
+        torch.cuda.set_rng_state_all(whole["cuda_rng"])
     return whole["state"]

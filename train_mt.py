@@ -64,7 +64,7 @@ class Settings(RunSettings, rest.Settings):
     grow_sources: int = setting(10000, "sources of each Grow, drawn at random; 0 is all of D's")
     updates: int = setting(400, "most updates of an Improve")
     evaluate_every: int = setting(200, "updates between two looks at the reward on validation")
-    lr: float = setting(5e-4, "peak learning rate of the first Improve of each Grow")
+    lr: float = setting(5e-4, "peak learning rate of an Improve, times lr_decay^i")
     rows: int = setting(512, "outputs drawn at once")
     beam: int = setting(5, "beam of the BLEU that is reported beside greedy")
     ppo: bool = setting(True, "run the PPO baseline")

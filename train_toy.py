@@ -41,7 +41,7 @@ class Settings(RunSettings, rest.Settings):
     rating_noise: float = setting(0.7, "standard deviation of a rating, on the scale of 0 to 6")
     updates: int = setting(150, "most updates of an Improve")
     evaluate_every: int = setting(75, "updates between two looks at the reward on D_eval")
-    lr: float = setting(1e-3, "peak learning rate of the first Improve of each Grow")
+    lr: float = setting(1e-3, "peak learning rate of an Improve, times lr_decay^i")
     batch_tokens: int = setting(1024, "padded tokens of a training batch")
     d_model: int = setting(64, "width of the transformers")
     layers: int = setting(1, "encoder layers, and decoder layers")

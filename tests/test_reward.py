@@ -217,7 +217,7 @@ def test_a_reward_model_learns_a_simple_rule(preferences):
     """The share of a certain token, from ratings and from preferences; judged on new texts."""
     model, (sources, rated) = critic(RewardModel), examples(60, 8, 10)
     held_out, test = examples(20, 8, 20)
-    hp = Training(updates=200, batch_tokens=512, lr=5e-3, warmup=20)
+    hp = Training(updates=150, batch_tokens=512, lr=5e-3, warmup=20)
     before = judge(model.score, held_out, test, None)
     rm.train_reward(model, sources, rated, hp, 0, preferences=preferences)
     after = judge(model.score, held_out, test, None)

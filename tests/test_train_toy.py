@@ -77,11 +77,14 @@ def test_a_translation_has_the_same_words_in_the_other_language(language):
         assert Counter(language.lexicon[x[:-1] - 3]) == Counter(y[:-1])
 
 
-def test_the_language_is_what_it_says(language):
+@pytest.mark.parametrize("seed", range(12))
+def test_the_language_is_what_it_says(seed):
+    language = Language(seed)
     assert sorted(language.lexicon) == list(range(3 + WORDS, 3 + 2 * WORDS))  # one to one
     assert language.adjective.sum() == ADJECTIVES
     assert (language.habit != language.lexicon).sum() == HABITS
     assert set(language.habit) <= set(language.lexicon)
+    assert len(set(language.habit[language.habit != language.lexicon])) > HABITS // 2
     assert len(language.names) == language.vocab_size and len(set(language.names[3:])) == 2 * WORDS
 
 
