@@ -140,6 +140,8 @@ def chosen(reward, kept, count):
 
 def over_runs(folders):
     """A table of the means over runs that differ in their seed, with the smallest and largest."""
+    if not folders:
+        raise UserError("give the folders of finished runs")
     runs = [json.loads((Path(folder) / "results.json").read_text()) for folder in folders]
     columns = ["reward", "greedy_reward", *(["oracle", "greedy_oracle"] if runs[0]["task"] == "toy"
                                             else ["bleu", "beam_bleu", "chrf", "val_bleu"])]

@@ -86,6 +86,11 @@ class Settings:
             order = "fall" if self.filter == "top" else "rise"
             raise UserError(f"--thresholds {list(self.thresholds)} must {order}: each Improve has "
                             "a stricter filter than the one before")
+        for name in ("grow", "samples", "rows", "batch_tokens", "accumulate", "updates"):
+            if getattr(self, name) < 1:
+                raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)}: at least 1")
+        if self.seed < 0:
+            raise UserError(f"--seed {self.seed}: not below 0")
         if len(self.improve) < self.grow:
             raise UserError(f"--grow {self.grow} needs as many numbers after --improve, which has "
                             f"{list(self.improve)}")
@@ -133,17 +138,18 @@ def grow(policy, sources, n_samples, seed, max_len, temperature=1.0, top_k=0, to
         with torch.autocast(device.type, torch.bfloat16, precision == "bfloat16"):
             drawn = sample(policy, pad([sources[i] for i in index], device), n_samples, max_len,
                            temperature, top_k, top_p, generator)
-        tokens = drawn.tokens.flatten(0, 1).cpu().numpy()
-        logprobs = drawn.logprobs.flatten(0, 1).cpu().numpy()
-        real = tokens != PAD
-        lengths = real.sum(1)
-        parts.append(Pairs(np.repeat(index, n_samples).astype(np.int32),
-                           tokens[real].astype(np.int32),
-                           np.concatenate([[0], np.cumsum(lengths)]),
-                           logprobs[real].astype(np.float32),
-                           np.full(len(tokens), np.nan, np.float32), np.zeros(len(tokens), bool)))
+        parts.append(unpadded(drawn, np.repeat(index, n_samples)))
     pairs = Pairs.join(parts)
     return pairs.select(np.argsort(pairs.source, kind="stable"))
+
+
+def unpadded(drawn, source):
+    """What `sample` returned, B x N rows of the given sources, as Pairs."""
+    tokens, logprobs = (x.flatten(0, 1).cpu().numpy() for x in (drawn.tokens, drawn.logprobs))
+    real = tokens != PAD
+    return Pairs(source.astype(np.int32), tokens[real].astype(np.int32),
+                 np.concatenate([[0], np.cumsum(real.sum(1))]), logprobs[real].astype(np.float32),
+                 np.full(len(tokens), np.nan, np.float32), np.zeros(len(tokens), bool))
 
 
 def seed_of(*numbers):

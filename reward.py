@@ -163,9 +163,9 @@ def judge(score, sources, rated, references):
         "pearson": float(np.corrcoef(given, true)[0, 1]),
         "spearman": float(np.corrcoef(ranks(given), ranks(true))[0, 1]),
         "kendall": kendall(given, true),
-        # a tie counts half
-        "pairs within a source": float((ordered[same & above] + 1).mean() / 2),
     }
+    if (same & above).any():  # a tie counts half
+        measures["pairs within a source"] = float((ordered[same & above] + 1).mean() / 2)
     if references is not None:
         above = score(sources, references)[rated.source] > given
         measures["reference above a sample"] = float(above[true < 1].mean())

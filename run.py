@@ -119,21 +119,30 @@ class Run:
     def __init__(self, settings, program):
         self.folder = choose_folder(settings, program)
         self.stop_after, self.checkpoint = settings.stop_after, self.folder / "checkpoint.pt"
-        config = {"program": program, "settings": dataclasses.asdict(settings),
-                  "versions": {"python": platform.python_version(), "torch": torch.__version__,
-                               "numpy": np.__version__}, "threads": torch.get_num_threads()}
-        config = json.loads(json.dumps(config))
         old = self.folder / "config.json"
-        if old.exists():
-            compare(json.loads(old.read_text())["settings"], config["settings"], self.folder)
+        if settings.show and not old.exists():
+            raise UserError(f"{self.folder} holds no run: nothing to show")
+        if settings.show:  # then the run's own settings need not be said again
+            restore(settings, json.loads(old.read_text())["settings"])
+        elif old.exists():
+            compare(json.loads(old.read_text())["settings"], plain(settings), self.folder)
         (self.folder / "steps").mkdir(parents=True, exist_ok=True)
-        self.save_json("config.json", config)
-        metrics = self.folder / "metrics.jsonl"
-        lines = metrics.read_text().splitlines() if metrics.exists() else []
-        self.times = {e["step"]: e["seconds"] for e in map(json.loads, lines)
-                      if e["event"] == "step"}
+        self.save_json("config.json", {
+            "program": program, "settings": plain(settings),
+            "versions": {"python": platform.python_version(), "torch": torch.__version__,
+                         "numpy": np.__version__}, "threads": torch.get_num_threads()})
+        self.times = {e["step"]: e["seconds"] for e in self.events() if e["event"] == "step"}
         self.begin = time.monotonic()
         self.before = sum(self.times.values())  # seconds spent by earlier processes
+
+    def events(self):
+        """The objects of metrics.jsonl; a last line that a pulled plug cut off is taken away."""
+        metrics = self.folder / "metrics.jsonl"
+        content = metrics.read_bytes() if metrics.exists() else b""
+        whole, newline, torn = content.rpartition(b"\n")
+        if torn:
+            write(metrics, lambda f: f.write(whole + newline))
+        return [json.loads(line) for line in whole.splitlines()]
 
     def step(self, name, make):
         """What make() makes, Pairs or a dict of tensors and plain values: made once, then kept."""
@@ -164,6 +173,11 @@ class Run:
             file.write(line + "\n")
         if event == "warning":
             tqdm.write("warning: " + values["text"])
+        if event == "grow":
+            tqdm.write("Grow {grow}: mean reward {0:.1f} of samples, {1:.1f} of D; {distinct:.0%} "
+                       "distinct, {truncated:.1%} cut off; entropy {entropy:.2f}; "
+                       "{tokens_per_second:.0f} tokens/s".format(
+                           100 * values["reward_samples"], 100 * values["reward_data"], **values))
 
     def logger(self, step):
         return lambda event: self.log("train", step=step, **event)
@@ -190,6 +204,14 @@ class Run:
             file.write(text)
 
 
+def valid(make, *args):
+    """make(*args), its ValueError being something that the person at the keyboard can mend."""
+    try:
+        return make(*args)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+
+
 def choose_folder(settings, program):
     """--out; else the newest numbered folder to resume, or a new one."""
     if settings.out:
@@ -206,6 +228,18 @@ def choose_folder(settings, program):
     if (settings.resume or settings.show) and number > 1:
         number -= 1
     return Path("runs") / f"{program}-{number}"
+
+
+def plain(settings):
+    """Settings as JSON would give them back."""
+    return json.loads(json.dumps(dataclasses.asdict(settings)))
+
+
+def restore(settings, saved):
+    """Take over all saved settings but those of the command line itself."""
+    for name, value in saved.items():
+        if name not in NOT_COMPARED:
+            setattr(settings, name, tuple(value) if isinstance(value, list) else value)
 
 
 def compare(old, new, folder):

@@ -93,11 +93,16 @@ def write(path, save):
     """Call save(file) on a file beside `path`, then rename: `path` is whole, or as it was."""
     path = Path(path)
     beside = path.with_name(path.name + ".tmp")
-    with open(beside, "wb") as file:
-        save(file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(beside, path)
+    try:
+        with open(beside, "wb") as file:
+            save(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    except RuntimeError as error:  # what torch.save makes of a full disk
+        raise OSError(f"{path} cannot be written: {error.__context__ or error}") from None
+    finally:
+        beside.unlink(missing_ok=True)
 
 
 # -------------------------------------------------------------------------------------- batches

@@ -16,6 +16,7 @@ Left out: back-translation, ensembling, sub-word regularisation, tagging of lang
 
 import argparse
 import importlib
+import pickle
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +30,7 @@ import reward as rm
 from data import Tokenizer, download_multi30k, read_parallel, read_ratings
 from model import EOS, Config, Transformer, beam_search
 from report import Report, best_of_n_table, finish, label, look, verdict
-from run import Run, RunSettings, UserError, choose_device, guarded, parse, setting
+from run import Run, RunSettings, UserError, choose_device, guarded, parse, setting, valid
 from train import Pairs, by_length, pad
 
 
@@ -218,7 +219,8 @@ def human_ratings(texts, settings):
 
 def split_ratings(sources, rated, seed):
     """Rated pairs of nine tenths of the sources to train on, and of one tenth to judge by."""
-    held_out = np.random.default_rng(seed).random(len(sources)) < 0.1
+    n = len(sources)
+    held_out = np.random.default_rng(seed).permutation(n) < max(1, n // 10)
     return rated.select(~held_out[rated.source]), rated.select(held_out[rated.source])
 
 
@@ -228,9 +230,9 @@ def split_ratings(sources, rated, seed):
 def behaviour_cloning(task, texts, settings, run, device):
     """The policy trained on D alone; the checkpoint with the best greedy BLEU on validation."""
     torch.manual_seed(settings.seed)
-    policy = Transformer(Config(texts.tokenizer.vocab_size, settings.d_model, settings.heads,
-                                settings.encoder_layers, settings.decoder_layers, settings.d_ff,
-                                settings.dropout, settings.max_len)).to(device)
+    policy = Transformer(valid(Config, texts.tokenizer.vocab_size, settings.d_model, settings.heads,
+                               settings.encoder_layers, settings.decoder_layers, settings.d_ff,
+                               settings.dropout, settings.max_len)).to(device)
 
     def validation_bleu():
         greedy = rest.grow(policy, task.eval_sources, 1, (0,), task.max_len, temperature=0,
@@ -262,6 +264,9 @@ def train_reward_model(bc, texts, settings, run):
         if settings.ratings:
             sources, rated = human_ratings(texts, settings)
             rated, test = split_ratings(sources, rated, settings.seed)
+            if settings.preferences and len(rm.preference_pairs(rated, 0)[0]) == 0:
+                raise UserError(f"{settings.ratings}: --preferences needs sources with two outputs "
+                                "of different score")
             test_sources = sources
         else:
             sources, rated = made_ratings(bc, texts, "train", settings.rated_sources, settings)
@@ -296,10 +301,20 @@ def own_reward(name, texts):
     module, _, function = name.partition(":")
     sys.path.insert(0, "")
     try:
-        judge = rm.checked(getattr(importlib.import_module(module), function))
+        own = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError, ValueError) as error:
         raise UserError(f"--reward {name}: {error}; it is module:function") from None
-    return lambda sources, outputs: judge(texts.lines(sources), texts.lines(outputs))
+    if not callable(own):
+        raise UserError(f"--reward {name}: not a function; it is module:function")
+
+    def score(sources, outputs):
+        answers = own(texts.lines(sources), texts.lines(outputs))  # its errors keep their traceback
+        try:
+            return rm.checked(lambda *_: answers)(sources, outputs)
+        except ValueError as error:
+            raise UserError(f"--reward {name}: {error}") from None
+
+    return score
 
 
 def metrics(texts, task, settings):
@@ -345,9 +360,10 @@ def train(argv):
                      settings.max_len)
     print(f"{run.folder}: ReST {settings.src}-{settings.tgt}, {len(sources)} training pairs, "
           f"vocabulary {texts.tokenizer.vocab_size}, seed {settings.seed}, on {device}", flush=True)
+    own = own_reward(settings.reward, texts) if settings.reward else None  # a typo ends it here
     bc = behaviour_cloning(task, texts, settings, run, device)
-    model = None if settings.reward else train_reward_model(bc, texts, settings, run)
-    task.reward = own_reward(settings.reward, texts) if settings.reward else model.score
+    model = None if own else train_reward_model(bc, texts, settings, run)
+    task.reward = own or model.score
     task.metrics = metrics(texts, task, settings)
     report = Report(run, ["reward", "greedy_reward", "bleu", "beam_bleu", "chrf", "val_bleu",
                           "entropy", "kl_to_bc", "kept_samples", "kept_data", "samples", "seconds"],
@@ -409,6 +425,8 @@ def translate(argv):
     policy = load(folder / "policy.pt", Transformer, device)
     texts.max_len = policy.config.max_len
     lines = read_stdin()
+    if not lines:
+        return
     sources = texts.ids(lines)
     cut = sum(len(texts.tokenizer.encode(line)) >= texts.max_len for line in lines)
     if cut:
@@ -433,9 +451,8 @@ def translate(argv):
 
 def read_stdin():
     """Lines, counted by line feeds alone; what is not UTF-8 is refused."""
-    raw = sys.stdin.buffer.read().removesuffix(b"\n")
-    lines = []
-    for n, line in enumerate(raw.split(b"\n") if raw else [], 1):
+    raw, lines = sys.stdin.buffer.read(), []
+    for n, line in enumerate(raw.removesuffix(b"\n").split(b"\n") if raw else [], 1):
         try:
             lines.append(line.decode())
         except UnicodeDecodeError:
@@ -447,9 +464,13 @@ def load(path, cls, device):
     """A policy or a reward model from what a run saved. Runs no code from the file."""
     if not path.exists():
         raise UserError(f"{path} is missing: --run wants the folder of a finished run")
-    content = torch.load(path, map_location=device, weights_only=True)
-    model = cls(Config(**content["config"])).to(device)
-    model.load_state_dict(content["weights"])
+    try:
+        content = torch.load(path, map_location=device, weights_only=True)
+        model = cls(Config(**content["config"])).to(device)
+        model.load_state_dict(content["weights"])
+    except (RuntimeError, KeyError, TypeError, EOFError, pickle.UnpicklingError) as error:
+        raise UserError(f"{path}: damaged, or not of this program "
+                        f"({str(error).splitlines()[0]})") from None
     return model.eval()
 
 

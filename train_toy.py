@@ -21,7 +21,7 @@ import torch
 import rest
 import reward as rm
 from model import EOS, Config, Transformer
-from run import Run, RunSettings, choose_device, guarded, parse, setting
+from run import Run, RunSettings, choose_device, guarded, parse, setting, valid
 from report import Report, best_of_n_table, finish, look, verdict
 from train import Pairs
 
@@ -201,10 +201,10 @@ def best_of_n(name, policy, task, language, settings):
 
 
 def behaviour_cloning(task, language, settings, run, device):
-    """The policy trained on D alone, stopped by its likelihood of held-out demonstrations."""
+    """The policy trained on D alone."""
     torch.manual_seed(settings.seed)
-    policy = Transformer(Config(language.vocab_size, settings.d_model, 4, settings.layers,
-                                settings.layers, 4 * settings.d_model, settings.dropout, MAX_LEN))
+    policy = Transformer(valid(Config, language.vocab_size, settings.d_model, 4, settings.layers,
+                               settings.layers, 4 * settings.d_model, settings.dropout, MAX_LEN))
     policy.to(device)
 
     def make():

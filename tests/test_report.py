@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from report import COLUMNS, Report, best_of_n_table, chosen, label, look, over_runs
+from report import COLUMNS, Report, best_of_n_table, chosen, label, look, over_runs, verdict
 from run import Run, RunSettings, UserError
 from train import Pairs
 
@@ -28,6 +28,15 @@ def run(tmp_path):
     ({"name": "PPO", "loss": "ppo", "grow": 62, "improve": 4}, "PPO")])
 def test_labels_are_the_papers(row, name):
     assert label(row) == name
+
+
+def test_the_verdict_on_an_example():
+    row, settings = ROW | {"threshold": 0.5}, SimpleNamespace(filter="quantile")
+    assert verdict(0.6, row, settings) == "kept "
+    assert verdict(0.5, row, settings) == verdict(0.4, row, settings) == "dropped "  # strictly >
+    assert verdict(0.6, ROW | {"threshold": None}, settings) == ""  # BC, I = 0, PPO
+    for name in ("percentile", "gamma", "top"):  # a line of its own for each source
+        assert verdict(0.6, row, SimpleNamespace(filter=name)) == ""
 
 
 def test_a_line_stands_under_its_head(run):
@@ -54,7 +63,7 @@ def test_zero_is_not_unknown(run):
         {"name": "BC", "loss": "bc", "reward": 0.0, "samples": 0}).split() == ["BC", "0.0", "0"]
 
 
-def test_add_prints_logs_and_keeps_examples(run, capsys):
+def test_add_prints_and_keeps_examples(run, capsys):
     (run.folder / "samples.txt").write_text("of the process that was interrupted")
     report = Report(run, ["reward"], lambda policy, row: [f"{policy} says", "ja · yes"])
     bc = {"name": "BC", "loss": "bc", "grow": 0, "improve": 0, "reward": 0.5}
@@ -66,7 +75,6 @@ def test_add_prints_logs_and_keeps_examples(run, capsys):
     assert str(report).splitlines() == printed
     assert (run.folder / "samples.txt").read_text(encoding="utf-8") == (
         "--- BC\nfirst says\nja · yes\n\n--- ReST (1,2)\nsecond says\nja · yes\n\n")
-    assert (run.folder / "metrics.jsonl").read_text().count('"event": "row"') == 2
 
 
 def test_best_of_n_table():
@@ -114,7 +122,8 @@ def test_chosen_of_fewer_than_asked_for():
     assert found["dropped, best"] == found["dropped, worst"] == [0]
 
 
-SETTINGS = SimpleNamespace(grow=2, improve=(2, 1), thresholds=(0.25, 0.6), filter="threshold")
+SETTINGS = SimpleNamespace(grow=2, improve=(2, 1), thresholds=(0.25, 0.6), filter="threshold",
+                           show=1)
 
 
 def save_grow(run, g, reward):
@@ -126,15 +135,15 @@ def save_grow(run, g, reward):
 
 def test_look(run, capsys):
     save_grow(run, 1, REWARD)
-    look(run, SETTINGS, lambda i: f"source{i}", lambda ids: f"target{ids[0]}", 1)
+    look(run, SETTINGS, lambda i: f"source{i}", lambda ids: f"target{ids[0]}")
     assert capsys.readouterr().out.splitlines() == [
-        "", "Grow 1, Improve 1: threshold 0.25 keeps 6 of 7 pairs, 100% of D",
+        "", "Grow 1, Improve 1: threshold, τ = 0.250, keeps 6 of 7 pairs, 100% of D",
         "  kept, best", "     90.0 sample source1  ->  target11",
         "  kept, worst", "     30.0 sample source4  ->  target14",
         "  dropped, best", "     10.0 sample source0  ->  target10",
         "  dropped, worst", "     10.0 sample source0  ->  target10",
         "  nearest to the line", "     30.0 sample source4  ->  target14",
-        "", "Grow 1, Improve 2: threshold 0.6 keeps 3 of 7 pairs, 50% of D",
+        "", "Grow 1, Improve 2: threshold, τ = 0.600, keeps 3 of 7 pairs, 50% of D",
         "  kept, best", "     90.0 sample source1  ->  target11",
         "  kept, worst", "     70.0 sample source3  ->  target13",
         "  dropped, best", "     50.0 sample source2  ->  target12",
@@ -145,7 +154,7 @@ def test_look(run, capsys):
 def test_look_tells_humans_from_samples_and_sees_each_grow(run, capsys):
     save_grow(run, 1, REWARD)
     save_grow(run, 2, 1 - REWARD)
-    look(run, SETTINGS, str, str, 9)
+    look(run, SimpleNamespace(**vars(SETTINGS) | {"show": 9}), str, str)
     out = capsys.readouterr().out
     assert out.count("Grow 1, ") == 2 and out.count("Grow 2, ") == 1
     first = out.split("\n\n")[0]
@@ -155,7 +164,7 @@ def test_look_tells_humans_from_samples_and_sees_each_grow(run, capsys):
 
 def test_look_at_nothing(run):
     with pytest.raises(UserError, match="nothing to show"):
-        look(run, SETTINGS, str, str, 1)
+        look(run, SETTINGS, str, str)
 
 
 # ------------------------------------------------------------------------------- over several runs
@@ -172,8 +181,8 @@ def save_results(folder, task, by, **metrics):
 
 
 def test_means_over_runs(tmp_path):
-    folders = [save_results(tmp_path / str(by), "toy", by, reward=0.5, greedy_reward=0.6, oracle=0.25,
-                            greedy_oracle=0.75) for by in (0.02, 0.0, 0.07)]
+    folders = [save_results(tmp_path / str(by), "toy", by, reward=0.5, greedy_reward=0.6,
+                            oracle=0.25, greedy_oracle=0.75) for by in (0.02, 0.0, 0.07)]
     lines = over_runs(folders).splitlines()
     assert lines[0].startswith("3 runs") and lines[-1] == "seconds: 61, 61, 61"
     assert [line[:12].strip() for line in lines[2:4]] == ["BC", "GOLD (1,1)"]

@@ -1,4 +1,4 @@
-"""run.py: command lines, and what a run's folder keeps when a process fails, stops or is resumed."""
+"""run.py: command lines, and what a run's folder keeps when a process fails or is resumed."""
 
 import errno
 import io
@@ -73,8 +73,9 @@ def test_underscores_are_dashes():
 
 @pytest.mark.parametrize("argv, said", [
     (["--unknown", "1"], "--unknown"), (["--coun", "1"], "--coun"),  # no abbreviations
-    (["--count", "x"], "--count"), (["--count", "1.5"], "--count"), (["--sizes", "1", "b"], "--sizes"),
-    (["--sizes"], "--sizes"), (["--kind", "c"], "--kind"), (["stray"], "stray"),
+    (["--count", "x"], "--count"), (["--count", "1.5"], "--count"),
+    (["--sizes", "1", "b"], "--sizes"), (["--sizes"], "--sizes"),
+    (["--kind", "c"], "--kind"), (["stray"], "stray"),
     (["--stop_after", "bc"], "--stop_after")])
 def test_refused(capsys, argv, said):
     assert said in refused(capsys, *argv)
@@ -181,7 +182,8 @@ def test_other_settings_are_refused_by_name():
     with pytest.raises(UserError) as refusal:
         opened(out="mine", resume=True, count=4, sizes=(1, 3))
     text = str(refusal.value)
-    assert "mine" in text and "count was 3, now 4" in text and "sizes was [1, 2], now [1, 3]" in text
+    assert "mine" in text and "count was 3, now 4" in text
+    assert "sizes was [1, 2], now [1, 3]" in text
     assert "share" not in text and "\n" not in text
     assert json.loads(Path("mine/config.json").read_text())["settings"]["count"] == 3
 
@@ -290,7 +292,8 @@ class Full(io.BufferedWriter):
 
 
 def full_at_write(monkeypatch):
-    monkeypatch.setattr(train, "open", lambda path, mode: Full(io.FileIO(path, mode)), raising=False)
+    monkeypatch.setattr(train, "open", lambda path, mode: Full(io.FileIO(path, mode)),
+                        raising=False)
 
 
 def full_at_fsync(monkeypatch):
@@ -338,7 +341,8 @@ def raising(error):
 
 @pytest.mark.parametrize("error, said", [
     (UserError("--data nowhere: no such folder"), "error: --data nowhere: no such folder\n"),
-    (OSError(errno.ENOSPC, "No space left on device"), "error: [Errno 28] No space left on device\n")])
+    (OSError(errno.ENOSPC, "No space left on device"),
+     "error: [Errno 28] No space left on device\n")])
 def test_what_a_person_can_mend_is_one_line(capsys, error, said):
     with pytest.raises(SystemExit) as stop:
         guarded(raising(error))

@@ -247,7 +247,10 @@ def test_results(finished):
         ("BC", "bc"), *4 * [("ReST", "bc")], ("PPO", "ppo")]
     assert [(row["grow"], row["improve"]) for row in rows] == [
         (0, 0), (1, 0), (1, 1), (1, 2), (2, 1), (2, 4)]  # PPO: rounds, updates in each
-    assert [row["threshold"] for row in rows] == [None, None, 0.5, 0.7, 0.5, None]
+    one, two = (train.Pairs.load(finished / "steps" / f"score-{g}.npz").reward for g in (1, 2))
+    lines = [np.quantile(one, 0.5), np.quantile(one, 0.7), np.quantile(two, 0.5)]
+    assert [rows[k]["threshold"] for k in (0, 1, 5)] == [None] * 3
+    assert [row["threshold"] for row in rows[2:5]] == pytest.approx(lines)
     assert [row["samples"] for row in rows] == [0, 400, 400, 400, 800, 64]
     for row in rows:
         assert set(row) == {"name", "loss", "grow", "improve", "threshold", "reward", "oracle",
@@ -367,7 +370,8 @@ def killed_inside(monkeypatch, folder, step, update, flags):
     def kill(path, state, *rest):
         suspend(path, state, *rest)
         before = STEPS[STEPS.index(step) - 1]
-        if state["update"] >= update and (step == "bc" or list((folder / "steps").glob(f"{before}.*"))):
+        begun = step == "bc" or list((folder / "steps").glob(f"{before}.*"))
+        if begun and state["update"] >= update:
             raise Killed
 
     with monkeypatch.context() as patch:
@@ -432,19 +436,25 @@ def test_every_loss(finished, tmp_path, no_figures, capsys, loss):
 
 
 @pytest.mark.parametrize("name, thresholds", [
-    ("threshold", ["0.2", "0.3"]), ("quantile", ["0.4", "0.8"]), ("percentile", ["30", "60"]),
+    ("threshold", None), ("quantile", ["0.4", "0.8"]), ("percentile", ["30", "60"]),
     ("gamma", ["0", "0.6"]), ("top", ["2", "1"])])
 def test_every_filter(finished, tmp_path, no_figures, name, thresholds):
+    reward = train.Pairs.load(finished / "steps/score-1.npz").reward
+    if thresholds is None:  # rewards of so short a training lie close together
+        thresholds = [f"{np.quantile(reward, q):.6f}" for q in (0.3, 0.6)]
     begin(finished, tmp_path / "run", *DRAWN)
     rows = short(tmp_path / "run", "--filter", name, "--thresholds", *thresholds)
-    assert [row["threshold"] for row in rows] == [None, None, *map(float, thresholds)]
+    lines = [float(x) for x in thresholds]
+    lines = np.quantile(reward, lines) if name == "quantile" else lines
+    assert [row["threshold"] for row in rows[:2]] == [None, None]
+    assert [row["threshold"] for row in rows[2:]] == pytest.approx(lines)
     kept = [row["kept_samples"] for row in rows[1:]]
     assert 1 == kept[0] >= kept[1] >= kept[2] > 0 and kept[2] < 1
 
 
 def test_a_filter_that_keeps_nothing_skips_the_improve(finished, tmp_path, no_figures):
     begin(finished, tmp_path / "run", *DRAWN)
-    rows = short(tmp_path / "run", "--filter", "threshold", "--thresholds", "0.2", "0.999")
+    rows = short(tmp_path / "run", "--filter", "threshold", "--thresholds", "0.01", "0.999")
     assert rows[3]["kept_samples"] == rows[3]["kept_data"] == 0
     assert rows[3]["reward"] == rows[2]["reward"]
     assert any("kept nothing" in e["text"] for e in events(tmp_path / "run")
@@ -488,14 +498,15 @@ def test_show_on_a_finished_run(finished, capsys):
     for i in heads:
         block = lines[i + 1 : i + 16]
         assert [line.strip() for line in block[::3]] == titles
-        scores = [[float(line.split()[0]) for line in block[k + 1 : k + 3]] for k in range(0, 15, 3)]
+        scores = [[float(line.split()[0]) for line in block[k + 1 : k + 3]]
+                  for k in range(0, 15, 3)]
         assert all(pair == sorted(pair, reverse=True) for pair in scores)
         assert scores[0][0] >= scores[1][1] >= scores[2][0] >= scores[3][1]
         assert all("  ->  " in line and line.split()[1] in ("human", "sample")
                    for k, line in enumerate(block) if k % 3)
     pairs = train.Pairs.load(finished / "steps/score-1.npz")
     kept = (pairs.reward > np.quantile(pairs.reward, 0.5)).sum()
-    assert f"quantile 0.5 keeps {kept} of 600 pairs" in lines[heads[0]]
+    assert f"keeps {kept} of 600 pairs" in lines[heads[0]]
     assert all(path.stat().st_mtime_ns == time for path, time in before.items())
 
 
