@@ -37,12 +37,15 @@ class Report:
         self.run, self.columns, self.examples, self.rows = run, columns, examples, []
         (run.folder / "samples.txt").unlink(missing_ok=True)
 
-    def add(self, row, policy):
+    def add(self, row, policy, show=False):
+        """A row and its policy; show: print the examples too, and not only to samples.txt."""
         self.rows.append(row)
         if len(self.rows) == 1:
             print("\n" + self.head())
         print(self.line(row), flush=True)
         lines = self.examples(policy, row)
+        if show:
+            print("\n" + "\n".join(lines) + "\n")
         self.run.append("samples.txt", f"--- {label(row)}\n" + "\n".join(lines) + "\n\n")
 
     def head(self):

@@ -22,7 +22,7 @@ import rest
 import reward as rm
 from model import EOS, Config, Transformer
 from run import Run, RunSettings, choose_device, guarded, parse, setting, valid
-from report import Report, best_of_n_table, finish, look, verdict
+from report import Report, best_of_n_table, finish, label, look, verdict
 from train import Pairs
 
 WORDS, HABITS, ADJECTIVES = 32, 10, 8  # of the language
@@ -160,13 +160,14 @@ def main(argv=None):
         "oracle": float(language.oracle(task.test_sources, sampled.targets()).mean()),
         "greedy_oracle": float(language.oracle(task.test_sources, greedy.targets()).mean())}
 
+    last = settings.improve[settings.grow - 1]
     report = Report(run, ["reward", "greedy_reward", "oracle", "greedy_oracle", "entropy",
                           "kl_to_bc", "kept_samples", "kept_data", "samples", "distinct_samples",
                           "seconds"], lambda policy, row: examples(policy, row, task, language,
                                                             settings))
-    report.add(rest.bc_row(bc, task, settings, run), bc)
+    report.add(rest.bc_row(bc, task, settings, run), bc, show=True)
     for row, policy, D_g in rest.rest(bc, task, settings, run):
-        report.add(row, policy)
+        report.add(row, policy, show=row["grow"] == settings.grow and row["improve"] == last)
     if settings.ppo:
         report.add(*rest.online(bc, task, settings, run))
     best = run.step("best-of-n", lambda: {"rows": [
@@ -178,16 +179,20 @@ def main(argv=None):
 
 
 def examples(policy, row, task, language, settings, count=3):
-    """Fixed test sources with a greedy output and a sample: reward, oracle, kept by τ or not."""
-    sources, lines = task.test_sources[:count], []
-    for i, x in enumerate(sources):
-        lines += [f"source                  {language.text(x)}",
-                  f"right                   {language.text(language.translate(x))}"]
-        for name, temperature in (("greedy", 0), ("sample", 1.0)):
-            y = rest.score(rest.grow(policy, [x], 1, (i,), MAX_LEN, temperature), [x], task.reward)
+    """Fixed test sources, their translation, a greedy output and a sample, with their scores.
+
+    Behind the scores stands what this Improve's filter would do with the output.
+    """
+    lines = [f"{label(row):12}reward  oracle"]
+    for i, x in enumerate(task.test_sources[:count]):
+        lines.append(f"{'source':36}{language.text(x)}")
+        right = Pairs.of([0], [language.translate(x)])
+        greedy, sampled = (rest.grow(policy, [x], 1, (i,), MAX_LEN, temperature=t) for t in (0, 1))
+        for name, y in (("right", right), ("greedy", greedy), ("sample", sampled)):
+            reward = rest.score(y, [x], task.reward).reward[0]
             oracle = language.oracle([x], y.targets())[0]
-            lines.append(f"{name} {100 * y.reward[0]:4.0f} {100 * oracle:4.0f} "
-                         f"{verdict(y.reward[0], row, settings):8}{language.text(y.target(0))}")
+            lines.append(f"{name:12}{100 * reward:6.0f}{100 * oracle:8.0f}  "
+                         f"{verdict(reward, row, settings):8}{language.text(y.target(0))}")
     return lines
 
 

@@ -298,10 +298,10 @@ def test_samples_and_output(finished):
     text = (finished / "samples.txt").read_text()
     assert [x.removeprefix("--- ") for x in text.splitlines() if x.startswith("---")] == NAMES
     blocks = text.strip().split("\n\n")
-    assert len({tuple(x for x in b.splitlines() if x.startswith(("source", "right")))
+    assert len({tuple(x[36:] for x in b.splitlines() if x.startswith(("source", "right")))
                 for b in blocks}) == 1  # the same sources after each step
     for block in blocks:
-        kinds = [line.split()[0] for line in block.splitlines()[1:]]
+        kinds = [line.split()[0] for line in block.splitlines()[2:]]  # after title and columns
         assert kinds == 3 * ["source", "right", "greedy", "sample"]
     out = (finished / "stdout").read_text()
     for name in NAMES:
