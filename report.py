@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 import figures
-from rest import GLOBAL, select
+from filters import GLOBAL, select
 from run import UserError, guarded
 from train import Pairs
 

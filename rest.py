@@ -4,12 +4,12 @@
     for g = 1..G:
         Grow     D_g = { (x, y): x ~ D, y ~ π_θ(·|x) } ∪ D, scored by R        grow, score
         for i = 1..I:
-            Improve  choose τ_i > τ_{i-1}, τ_1 > V(π_θ);                       FILTERS
+            Improve  choose τ_i > τ_{i-1}, τ_1 > V(π_θ);                       select
                      while the reward on D_eval rises, minimise
                      J(θ) = E_{(x,y) ~ D_g}[ 1[R(x, y) > τ_i] L(x, y; θ) ]     improve
 
-`rest` is that loop; `online` is the same loop at its other end, a small Grow for each few updates,
-no filter, and PPO: the paper's baseline. What a run leaves on disk is run.py's business.
+`rest` is that loop. The filters stand in filters.py, the paper's online baseline in online.py; what
+a run leaves on disk is run.py's business.
 
 Left out: retraining the reward model as the policy moves; keeping the samples of earlier Grows.
 """
@@ -23,15 +23,11 @@ import numpy as np
 import torch
 
 import losses
+from filters import FILTERS, GLOBAL, THRESHOLDS, select
 from model import EOS, PAD, sample, shift_right, token_logprobs
 from reward import ValueModel, train_value
 from run import UserError, setting
-from train import Pairs, Training, adamw, by_length, fit, pad
-
-
-THRESHOLDS = {"threshold": (0.7, 0.8, 0.9, 0.95, 0.99),  # the paper's, from its second one on
-              "quantile": (0.5, 0.7, 0.85, 0.95), "percentile": (50, 70, 80, 90),
-              "gamma": (0.2, 0.4, 0.6, 0.8), "top": (4, 3, 2, 1)}
+from train import Pairs, Training, by_length, fit, pad
 
 
 @dataclass
@@ -50,7 +46,7 @@ class Settings:
     filter: str = setting("auto", "what a threshold means: a reward; a quantile of D_g's rewards; "
                           "a percentile, a γ or a top-k within each source; auto is quantile, and "
                           "percentile with --preferences",
-                          choices=("auto", "threshold", "quantile", "percentile", "gamma", "top"))
+                          choices=("auto", *FILTERS))
     thresholds: tuple[float, ...] = setting((), "one for each Improve, rising (falling for top), "
                                             "the last one serving on; default: rest.THRESHOLDS")
     loss: str = setting("bc", "what Improve minimises", choices=tuple(losses.LOSSES))
@@ -190,79 +186,6 @@ def describe(pairs, seconds):
             "distinct": float(distinct(drawn).mean()),
             "entropy": float(-drawn.logprobs.mean()),
             "tokens_per_second": len(drawn.tokens) / max(seconds, 1e-9)}
-
-
-# -------------------------------------------------------------------------------------- filters
-# Each: (source (n,), reward (n,), value) -> booleans (n,), what is kept. Always strictly above.
-
-
-def above(source, reward, tau):
-    """The paper's F(x, y; τ) = 1[R(x, y) > τ]."""
-    return reward > tau
-
-
-def above_quantile(source, reward, q):
-    """The same, τ given as the quantile q in [0, 1] of all rewards of D_g."""
-    return reward > np.quantile(reward, q)
-
-
-def above_percentile(source, reward, p):
-    """Above the percentile p in [0, 100] of its own source's rewards (A.7)."""
-    order, first, counts = by_source(source, reward)
-    ordered = reward[order].astype(np.float64)
-    at = first + p / 100 * (counts - 1)  # linear interpolation, as np.percentile does
-    low = np.floor(at).astype(int)
-    high = np.minimum(low + 1, first + counts - 1)
-    tau = ordered[low] + (at - low) * (ordered[high] - ordered[low])
-    return back(order, ordered > np.repeat(tau, counts))
-
-
-def above_gamma(source, reward, gamma):
-    """τ(x) = γ max + (1 - γ) mean of its own source's rewards, γ rising (A.7)."""
-    order, first, counts = by_source(source, reward)
-    ordered = reward[order].astype(np.float64)
-    mean = np.add.reduceat(ordered, first) / counts
-    best = ordered[first + counts - 1]
-    tau = best - (1 - gamma) * (best - mean)  # so written, exact where all are equal
-    return back(order, ordered > np.repeat(tau, counts))
-
-
-def top(source, reward, k):
-    """The k best of each source; of equal ones the earlier."""
-    order, first, counts = by_source(source, reward)
-    from_end = np.repeat(first + counts, counts) - np.arange(len(order))  # 1 for the best
-    return back(order, from_end <= k)
-
-
-def by_source(source, reward):
-    """The order by source, then reward; where each source begins in it, and its count."""
-    order = np.lexsort((-np.arange(len(source)), reward, source))
-    _, first, counts = np.unique(source[order], return_index=True, return_counts=True)
-    return order, first, counts
-
-
-def back(order, kept):
-    out = np.empty(len(order), bool)
-    out[order] = kept
-    return out
-
-
-FILTERS = {"threshold": above, "quantile": above_quantile, "percentile": above_percentile,
-           "gamma": above_gamma, "top": top}
-GLOBAL = ("threshold", "quantile")  # one τ for all sources; the others have one for each
-
-
-def select(D_g, settings, i):
-    """The filter of Improve i -> (booleans (n,), τ): what it keeps, and the line it draws.
-
-    i = 0 keeps everything, τ = None. For a filter within each source, τ is the setting's value.
-    """
-    if i == 0:
-        return np.ones(len(D_g), bool), None
-    value = settings.thresholds[min(i, len(settings.thresholds)) - 1]
-    kept = FILTERS[settings.filter](D_g.source, D_g.reward, value)
-    tau = np.quantile(D_g.reward, value) if settings.filter == "quantile" else value
-    return kept, float(tau)
 
 
 # -------------------------------------------------------------------------------------- Improve
@@ -528,65 +451,3 @@ def behaviour_value(policy, D_g, task, settings, run, g):
 
     value.load_state_dict(run.step(f"value-{g}", make)["value"])
     return value
-
-
-# ----------------------------------------------------------------------------------- the baseline
-
-
-def online(bc, task, settings, run):
-    """Online RL as the same loop at its other end -> (row, policy).
-
-    A Grow of a few hundred samples, with no D and no filter; a few updates of PPO; and again, until
-    as many samples are drawn as in one Grow. The optimiser lives on from round to round.
-    """
-    budget = settings.ppo_samples or settings.samples * len(some_sources(task, settings, 1))
-    per_round = max(1, min(settings.ppo_batch, budget) // settings.ppo_group)  # sources
-    per_round = min(per_round, len(task.sources))
-    rounds = max(1, budget // (per_round * settings.ppo_group))
-
-    def make():
-        policy, begin, fingers = copy.deepcopy(bc), time.monotonic(), []
-        hp = settings.training(updates=settings.ppo_updates, lr=settings.ppo_lr, warmup=0,
-                               final_lr=1.0, dropout=False)
-        optimizer = adamw(policy.parameters(), hp)
-        rng = np.random.default_rng((settings.seed, 77))
-        for k in run.progress("PPO")(range(rounds)):
-            chosen = rng.choice(len(task.sources), per_round, replace=False)
-            drawn = ppo_round(policy, bc, [task.sources[i] for i in chosen], task, settings, hp,
-                              optimizer, k)
-            run.log("ppo", round=k, reward=float(drawn.reward.mean()))
-            fingers.append(fingerprints(replace(drawn, source=chosen[drawn.source])))
-        row = {"name": "PPO", "loss": "ppo", "grow": rounds, "improve": settings.ppo_updates,
-               "threshold": None, "kept_samples": 1.0, "kept_data": 0.0,
-               "samples": rounds * per_round * settings.ppo_group,
-               "distinct_samples": len(np.unique(np.concatenate(fingers))),
-               **evaluate(policy, bc, task, settings), "seconds": time.monotonic() - begin}
-        run.log("row", **row)
-        return {"policy": policy.state_dict(), "row": row}
-
-    made, policy = run.step("ppo", make), copy.deepcopy(bc)
-    policy.load_state_dict(made["policy"])
-    return made["row"], policy
-
-
-def ppo_round(policy, bc, sources, task, settings, hp, optimizer, k):
-    """Grow on these sources, then PPO on what was drawn -> the scored samples.
-
-    The baseline of a sample is the mean reward of its source's samples, in place of a critic; the
-    advantages are divided by their standard deviation over the round.
-    """
-    drawn = grow(policy, sources, settings.ppo_group, (settings.seed, 77, k), task.max_len,
-                 rows=settings.rows, precision=settings.precision)
-    drawn = score(drawn, sources, task.reward)
-    groups = drawn.reward.reshape(len(sources), -1)
-    advantages = (groups - groups.mean(1, keepdims=True)) / (groups.std() + 1e-6)
-    hp = replace(hp, batch_tokens=part(drawn, sources, hp.updates))
-    improve(policy, replace(drawn, reward=advantages.ravel().astype(np.float32)), sources, settings,
-            hp, seed_of(settings.seed, 77, k), "ppo", Frozen(bc=bc), optimizer=optimizer)
-    return drawn
-
-
-def part(pairs, sources, n):
-    """Padded tokens of a batch, for n batches to hold all pairs."""
-    longest = max(int(pairs.lengths.max()), *map(len, sources))
-    return -(-len(pairs) // n) * longest

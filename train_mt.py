@@ -29,6 +29,7 @@ import rest
 import reward as rm
 from data import Tokenizer, download_multi30k, read_parallel, read_ratings
 from model import EOS, Config, Transformer, beam_search
+from online import online
 from report import Report, best_of_n_table, finish, label, look, verdict
 from run import Run, RunSettings, UserError, choose_device, guarded, parse, setting, valid
 from train import Pairs, by_length, pad
@@ -373,7 +374,7 @@ def train(argv):
         report.add(row, policy)
     last = label(row)
     if settings.ppo:
-        report.add(*rest.online(bc, task, settings, run))
+        report.add(*online(bc, task, settings, run))
     best = run.step("best-of-n", lambda: {"rows": [
         entry for name, p in (("BC", bc), ("ReST", policy))
         for entry in best_of_n(name, p, task, texts, settings)]})["rows"]

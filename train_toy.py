@@ -22,6 +22,7 @@ import rest
 import reward as rm
 from model import EOS, Config, Transformer
 from run import Run, RunSettings, choose_device, guarded, parse, setting, valid
+from online import online
 from report import Report, best_of_n_table, finish, label, look, verdict
 from train import Pairs
 
@@ -169,7 +170,7 @@ def main(argv=None):
     for row, policy, D_g in rest.rest(bc, task, settings, run):
         report.add(row, policy, show=row["grow"] == settings.grow and row["improve"] == last)
     if settings.ppo:
-        report.add(*rest.online(bc, task, settings, run))
+        report.add(*online(bc, task, settings, run))
     best = run.step("best-of-n", lambda: {"rows": [
         entry for name, policy in (("BC", bc), ("ReST", policy))
         for entry in best_of_n(name, policy, task, language, settings)]})["rows"]

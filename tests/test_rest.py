@@ -13,26 +13,19 @@ import pytest
 import torch
 
 import losses
+import online
 import rest
 import train
 from model import BOS, EOS, PAD, Config, Transformer, token_logprobs
 from reward import ValueModel
-from rest import (FILTERS, THRESHOLDS, Frozen, Settings, Task, collect, describe, distinct,
-                  evaluate, fingerprints, grow, improve, logprobs_of, score, select)
+from filters import FILTERS, THRESHOLDS, select
+from rest import (Frozen, Settings, Task, collect, describe, distinct, evaluate, fingerprints,
+                  grow, improve, logprobs_of, score)
 from run import UserError
 from train import Pairs, Training, pad
 
 WORDS, FILLER = 4, 11
 V, MAX_LEN = 12, 6  # ids 3-6 are source words, 7-10 their partners
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Tensors this small gain nothing from a second thread, and lose when the machine is busy."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def some_policy(seed=0, **changes):
@@ -879,7 +872,7 @@ def test_online(bc, task, monkeypatch):
     grows, improves = spy(monkeypatch, "grow"), spy(monkeypatch, "improve",
                                                     lambda args: weights(args[0]))
     run = FakeRun()
-    row, policy = rest.online(bc, task, replace(SETTINGS, ppo_samples=200), run)
+    row, policy = online.online(bc, task, replace(SETTINGS, ppo_samples=200), run)
     assert set(row) == ROW and run.steps == ["ppo"]
     assert (row["name"], row["loss"], row["grow"]) == ("PPO", "ppo", 6)
     grows = [call for call in grows if call["args"][2] == SETTINGS.ppo_group]
@@ -909,8 +902,8 @@ def test_online(bc, task, monkeypatch):
 def test_online_raises_the_reward_and_its_anchor_holds_it(bc, task):
     settings = replace(SETTINGS, ppo_samples=1280, ppo_batch=128, ppo_updates=4, ppo_lr=2e-3)
     base = evaluate(bc, bc, task, settings)["reward"]
-    free, _ = rest.online(bc, task, replace(settings, ppo_kl=0.0), FakeRun())
-    held, _ = rest.online(bc, task, replace(settings, ppo_kl=10.0), FakeRun())
+    free, _ = online.online(bc, task, replace(settings, ppo_kl=0.0), FakeRun())
+    held, _ = online.online(bc, task, replace(settings, ppo_kl=10.0), FakeRun())
     assert free["reward"] > base + 0.1
     assert held["kl_to_bc"] < 0.2 * free["kl_to_bc"]
 
@@ -918,7 +911,7 @@ def test_online_raises_the_reward_and_its_anchor_holds_it(bc, task):
 @pytest.mark.parametrize("budget, batch, group", [(0, 32, 4), (8, 32, 4), (100, 24, 8)])
 def test_online_draws_no_more_than_its_budget(budget, batch, group, bc, task):
     settings = replace(SETTINGS, ppo_samples=budget, ppo_batch=batch, ppo_group=group, samples=2)
-    row, _ = rest.online(bc, task, settings, FakeRun())
+    row, _ = online.online(bc, task, settings, FakeRun())
     assert row["samples"] <= (budget or 2 * len(task.sources))
     assert row["samples"] >= (budget or 2 * len(task.sources)) - batch
 
@@ -926,7 +919,7 @@ def test_online_draws_no_more_than_its_budget(budget, batch, group, bc, task):
 def test_online_with_few_sources(bc):
     """A batch that holds more groups than there are sources."""
     few = some_task(5)
-    row, _ = rest.online(bc, few, replace(SETTINGS, ppo_samples=64, ppo_batch=32), FakeRun())
+    row, _ = online.online(bc, few, replace(SETTINGS, ppo_samples=64, ppo_batch=32), FakeRun())
     assert 0 < row["samples"] <= 64
 
 
@@ -943,5 +936,5 @@ def test_every_sample_of_a_ppo_round_is_used(bc, task, monkeypatch):
 
     monkeypatch.setattr(rest, "fit", spied)
     long = replace(task, sources=[np.array([x[0], *4 * [FILLER], EOS]) for x in task.sources])
-    rest.online(bc, long, replace(SETTINGS, ppo_samples=32), FakeRun())
+    online.online(bc, long, replace(SETTINGS, ppo_samples=32), FakeRun())
     assert used == [(32, 32)]

@@ -14,15 +14,6 @@ from train import Pairs, Training, pad
 V, MAX_LEN = 11, 12
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Tensors this small gain nothing from a second thread, and lose when the machine is busy."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def policy(seed=0, **changes):
     sizes = dict(vocab_size=V, d_model=16, n_heads=2, n_encoder_layers=1, n_decoder_layers=1,
                  d_ff=32, dropout=0.1, max_len=MAX_LEN)

@@ -15,15 +15,6 @@ from model import EOS, PAD, Config, Dropout, Transformer, shift_right
 from train import Pairs, Training, batches, by_length, fit, pad, write
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Tensors this small gain nothing from a second thread, and lose when the machine is busy."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def some_pairs():
     """Five pairs, an empty target among them."""
     targets = [[5, 6, EOS], [7, EOS], [], [8, 9, 10, EOS], [EOS]]

@@ -37,15 +37,6 @@ TINY = ("--preset smoke --device cpu --src xx --tgt yy --vocab-size 330 --d-mode
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """As in the subprocesses: sums in another order would not be the same to the last bit."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(autouse=True)
 def no_modules_from_here():
     """--reward imports the user's module from the current folder; leave the path as it was."""

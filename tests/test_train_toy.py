@@ -28,15 +28,6 @@ TINY = ("--device cpu --d-model 16 --demonstrations 200 --rated-sources 60 --bc-
         "--batch-tokens 400").split()
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """As in the subprocesses: sums in another order would not be the same to the last bit."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 # ------------------------------------------------------------------------------------ the language
 
 
