@@ -63,8 +63,9 @@ def ppo_round(policy, bc, sources, task, settings, hp, optimizer, k):
     groups = drawn.reward.reshape(len(sources), -1)
     advantages = (groups - groups.mean(1, keepdims=True)) / (groups.std() + 1e-6)
     hp = replace(hp, batch_tokens=part(drawn, sources, hp.updates))
-    rest.improve(policy, replace(drawn, reward=advantages.ravel().astype(np.float32)), sources, settings,
-            hp, rest.seed_of(settings.seed, 77, k), "ppo", rest.Frozen(bc=bc), optimizer=optimizer)
+    advantages = replace(drawn, reward=advantages.ravel().astype(np.float32))
+    rest.improve(policy, advantages, sources, settings, hp, rest.seed_of(settings.seed, 77, k),
+                 "ppo", rest.Frozen(bc=bc), optimizer=optimizer)
     return drawn
 
 

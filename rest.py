@@ -48,14 +48,14 @@ class Settings:
                           "percentile with --preferences",
                           choices=("auto", *FILTERS))
     thresholds: tuple[float, ...] = setting((), "one for each Improve, rising (falling for top), "
-                                            "the last one serving on; default: rest.THRESHOLDS")
+                                            "the last one serving on; default: filters.THRESHOLDS")
     loss: str = setting("bc", "what Improve minimises", choices=tuple(losses.LOSSES))
     updates: int = setting(300, "most updates of an Improve")
     batch_tokens: int = setting(2048, "padded tokens of a training batch")
     accumulate: int = setting(1, "batches that make one update")
     lr: float = setting(5e-4, "peak learning rate of an Improve, times lr_decay^i")
     lr_decay: float = setting(0.8, "what each further Improve i of a Grow multiplies the rate by")
-    label_smoothing: float = setting(0.0, "label smoothing of the BC loss")
+    label_smoothing: float = setting(0.0, "label smoothing of the BC loss in Improve")
     evaluate_every: int = setting(100, "updates between two looks at the reward on D_eval")
     patience: int = setting(2, "looks without a better reward before an Improve stops")
     value_updates: int = setting(300, "updates of the value model (OAC and BVMPO)")

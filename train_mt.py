@@ -18,7 +18,7 @@ import argparse
 import importlib
 import pickle
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -51,7 +51,7 @@ class Settings(RunSettings, rest.Settings):
     decoder_layers: int = setting(3, "decoder layers")
     d_ff: int = setting(512, "hidden width of the feed-forward blocks")
     dropout: float = setting(0.2, "dropout")
-    label_smoothing: float = setting(0.1, "label smoothing of the BC loss")
+    bc_label_smoothing: float = setting(0.1, "label smoothing of BC on D; not of Improve")
     bc_updates: int = setting(4500, "most updates of BC")
     bc_lr: float = setting(2e-3, "peak learning rate of BC")
     bc_evaluate_every: int = setting(500, "updates of BC between two looks at validation BLEU")
@@ -248,7 +248,8 @@ def behaviour_cloning(task, texts, settings, run, device):
     def make():
         hp = settings.training(updates=settings.bc_updates, lr=settings.bc_lr, warmup=400,
                                evaluate_every=settings.bc_evaluate_every, patience=1000)
-        done = rest.improve(policy, task.data, task.sources, settings, hp, settings.seed,
+        smoothed = replace(settings, label_smoothing=settings.bc_label_smoothing)
+        done = rest.improve(policy, task.data, task.sources, smoothed, hp, settings.seed,
                             evaluate=validation_bleu, log=show, checkpoint=run.checkpoint,
                             title="BC")
         return {"policy": policy.state_dict(), **done}

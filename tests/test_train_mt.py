@@ -207,7 +207,7 @@ def test_bc_learns_a_lexicon(tmp_path, no_figures, capsys):
     guarded(lambda: main(tmp_path / "run", corpus, "--limit", "0", "--d-model", "32",
                          "--d-ff", "64", "--batch-tokens", "512",
                          "--bc-updates", "300", "--bc-lr", "1e-2", "--bc-evaluate-every", "150",
-                         "--dropout", "0", "--label-smoothing", "0", "--stop-after", "bc"))
+                         "--dropout", "0", "--bc-label-smoothing", "0", "--stop-after", "bc"))
     scores = [e["score"] for e in events(tmp_path / "run") if e["event"] == "train"]
     assert scores[0] < 10 and max(scores) > 80
 
