@@ -21,7 +21,6 @@ import hashlib
 import heapq
 import json
 import math
-import os
 import re
 import zlib
 from collections import Counter, defaultdict
@@ -37,6 +36,7 @@ from tqdm import tqdm
 
 from model import BOS, EOS, PAD
 from run import UserError
+from train import write
 
 N_SPECIAL = len((PAD, BOS, EOS))  # ids 0, 1, 2; the 256 bytes follow, then the merges
 
@@ -220,14 +220,9 @@ def _read_bytes(path):
 
 
 def _write_whole(path, data):
-    """Write bytes beside `path` and rename: whoever looks sees the old file or all of the new."""
-    beside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    """Bytes to `path`, which is whole or as it was; a full disk is the reader's to mend."""
     try:
-        try:
-            beside.write_bytes(data)
-            os.replace(beside, path)
-        finally:
-            beside.unlink(missing_ok=True)
+        write(path, lambda file: file.write(data))
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror}); check the folder, "
                         "its permissions and the free space") from None

@@ -150,7 +150,8 @@ def unpadded(drawn, source):
 
 def seed_of(*numbers):
     """One 63-bit seed from several numbers, all of which matter."""
-    return int(np.random.SeedSequence((len(numbers), *numbers)).generate_state(1, np.uint64)[0] >> 1)
+    sequence = np.random.SeedSequence((len(numbers), *numbers))
+    return int(sequence.generate_state(1, np.uint64)[0] >> 1)
 
 
 def score(pairs, sources, reward):
@@ -251,7 +252,7 @@ def improve(policy, pairs, sources, settings, hp, seed, loss="bc", frozen=Frozen
         return losses.bvmpo(logprobs, advantages, kl, batch.mask, log_eta,
                             losses.anneal(progress))
 
-    lengths = np.maximum(pairs.lengths, np.array([len(sources[i]) for i in pairs.source]))
+    lengths = pairs.padded_lengths(sources)
     extra = (log_eta,) if loss == "bvmpo" else ()
     if loss == "gold":  # gets no gradient and so never moves; but the checkpoint must hold it
         extra = tuple(frozen_copy.copy.parameters())
@@ -317,7 +318,7 @@ def logprobs_of(policy, sources, pairs, batch_tokens=8192):
     """log π(y_t | y_<t, x) of given pairs, flat like pairs.tokens."""
     out = np.zeros(len(pairs.tokens), np.float32)
     device = policy.embedding.weight.device
-    lengths = np.maximum(pairs.lengths, np.array([len(sources[i]) for i in pairs.source]))
+    lengths = pairs.padded_lengths(sources)
     policy.eval()
     for index in by_length(lengths, batch_tokens):
         tokens = pad(pairs.targets(index), device)
@@ -341,7 +342,7 @@ def bc_row(bc, task, settings, run):
 
 
 def best_of_n(policy, task, settings, counts=(1, 2, 4, 8, 16, 32, 64)):
-    """For each N the mean reward, and the outputs chosen: the best of the first N samples."""
+    """Yields (N, Pairs): for each test source the best by reward of its first N samples."""
     drawn = grow(policy, task.test_sources, max(counts), (settings.seed, 103), task.max_len,
                  rows=settings.rows, precision=settings.precision)
     drawn = score(drawn, task.test_sources, task.reward)

@@ -109,7 +109,7 @@ def train_reward(model, sources, rated, hp, seed, preferences=False, **kwargs):
             return -F.logsigmoid(logits(winners[index]) - logits(losers[index])).sum()
         return F.binary_cross_entropy_with_logits(logits(index), rating[index], reduction="sum")
 
-    lengths = np.maximum(rated.lengths, np.array([len(sources[i]) for i in rated.source]))
+    lengths = rated.padded_lengths(sources)
     lengths = np.maximum(lengths[winners], lengths[losers])
     return fit(model, loss_of, lengths, np.ones(len(winners)), hp, seed, **kwargs)
 
@@ -141,7 +141,7 @@ def train_value(model, sources, pairs, hp, seed, **kwargs):
         loss = F.binary_cross_entropy_with_logits(values, returns, reduction="none")
         return loss[tokens != PAD].sum()
 
-    lengths = np.maximum(pairs.lengths, np.array([len(sources[i]) for i in pairs.source]))
+    lengths = pairs.padded_lengths(sources)
     return fit(model, loss_of, lengths, pairs.lengths, hp, seed, **kwargs)
 
 

@@ -44,6 +44,10 @@ class Pairs:
     def lengths(self):
         return np.diff(self.starts)
 
+    def padded_lengths(self, sources):
+        """(n,): the longer side of each pair, which is what a batch has to make room for."""
+        return np.maximum(self.lengths, np.array([len(sources[i]) for i in self.source]))
+
     def target(self, i):
         return self.tokens[self.starts[i] : self.starts[i + 1]]
 
@@ -155,7 +159,7 @@ def by_length(lengths, batch_tokens, index=None):
 
 @dataclass
 class Training:
-    """Settings of one `fit`. The paper gives none of these; each default was measured here."""
+    """Settings of one `fit`. The paper gives none of these; the programs choose their own."""
 
     updates: int = 1000  # most optimiser steps
     batch_tokens: int = 2048  # padded tokens of a micro-batch
@@ -226,17 +230,7 @@ def fit(model, loss_of, lengths, units, hp, seed, evaluate=None, log=None, check
             micro = [next(stream) for _ in range(hp.accumulate)]
             n = sum(units[index].sum() for index in micro)
             model.train(hp.dropout)
-            for index in micro:
-                with torch.autocast(device, torch.bfloat16, hp.precision == "bfloat16"):
-                    loss = loss_of(index, update / hp.updates)
-                (loss / n).backward()
-                state["loss"] += loss.detach()
-            torch.nn.utils.clip_grad_norm_(parameters, hp.clip)
-            optimizer.param_groups[0]["lr"] = hp.lr_at(update)
-            for group in optimizer.param_groups[1:]:
-                group["lr"] = hp.extra_lr
-            optimizer.step()
-            optimizer.zero_grad()
+            state["loss"] += step(optimizer, loss_of, micro, n, update, hp, device)
             state["units"] += n
             state["update"] += 1
             bar.update()
@@ -248,6 +242,23 @@ def fit(model, loss_of, lengths, units, hp, seed, evaluate=None, log=None, check
     model.eval()
     return {"updates": state["best_update"] if evaluate else state["update"],
             "score": state["score"], "seconds": time.monotonic() - begin}
+
+
+def step(optimizer, loss_of, micro, n, update, hp, device):
+    """One optimiser step on several micro-batches of n units in all -> their summed loss."""
+    total = 0.0
+    for index in micro:
+        with torch.autocast(device, torch.bfloat16, hp.precision == "bfloat16"):
+            loss = loss_of(index, update / hp.updates)
+        (loss / n).backward()  # by the units of the whole step, not of the micro-batch
+        total += loss.detach()
+    torch.nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], hp.clip)
+    optimizer.param_groups[0]["lr"] = hp.lr_at(update)
+    for group in optimizer.param_groups[1:]:
+        group["lr"] = hp.extra_lr
+    optimizer.step()
+    optimizer.zero_grad()
+    return total
 
 
 SAVE_EVERY = 60.0  # seconds between two checkpoints inside of `fit`
