@@ -141,11 +141,6 @@ class Tokenizer:
         """The ids of a string, all >= 3: no BOS, no EOS, and nothing for an empty string."""
         return self._bpe.encode_ordinary(text)
 
-    def encode_batch(self, texts):
-        """A list of ids for each of many strings."""
-        # Not tiktoken's own batch call: on short sentences its threads cost more than they gain.
-        return [self._bpe.encode_ordinary(text) for text in texts]
-
     def decode(self, ids):
         """The string of a list of ints; PAD, BOS and EOS vanish, wherever they stand.
 

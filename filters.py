@@ -65,8 +65,9 @@ FILTERS = {"threshold": above, "quantile": above_quantile, "percentile": above_p
 GLOBAL = ("threshold", "quantile")  # one τ for all sources; the others have one for each
 # for Improve 1, 2, ...; those of threshold are the paper's, from its second one on
 THRESHOLDS = {"threshold": (0.7, 0.8, 0.9, 0.95, 0.99),
-              "quantile": (0.5, 0.7, 0.85, 0.95), "percentile": (50, 70, 80, 90),
-              "gamma": (0.2, 0.4, 0.6, 0.8), "top": (4, 3, 2, 1)}
+              "quantile": (0.5, 0.7, 0.85, 0.95, 0.98), "percentile": (50, 70, 80, 90, 95),
+              "gamma": (0.2, 0.4, 0.6, 0.8, 0.9), "top": (4, 3, 2, 1)}
+HIGHEST = {"percentile": 100, "top": float("inf")}  # of a threshold; 1 for the others
 
 
 def select(D_g, settings, i):

@@ -55,7 +55,7 @@ def ppo_round(policy, bc, sources, task, settings, hp, optimizer, k):
     """Grow on these sources, then PPO on what was drawn -> the scored samples.
 
     The baseline of a sample is the mean reward of its source's samples, in place of a critic; the
-    advantages are divided by their standard deviation over the round.
+    advantages are divided by the standard deviation of the round's rewards.
     """
     drawn = rest.grow(policy, sources, settings.ppo_group, (settings.seed, 77, k), task.max_len,
                  rows=settings.rows, precision=settings.precision)

@@ -22,6 +22,7 @@ COLUMNS = {
     "oracle": ("oracle", 7, "{:.1f}", 100), "greedy_oracle": ("greedy", 7, "{:.1f}", 100),
     "bleu": ("BLEU", 6, "{:.1f}", 1), "beam_bleu": ("beam5", 6, "{:.1f}", 1),
     "chrf": ("chrF", 6, "{:.1f}", 1), "val_bleu": ("valBLEU", 8, "{:.1f}", 1),
+    "val_reward": ("valrew.", 8, "{:.1f}", 100),
     "entropy": ("entropy", 8, "{:.2f}", 1), "kl_to_bc": ("KL", 6, "{:.2f}", 1),
     "kept_samples": ("kept", 6, "{:.0f}%", 100), "kept_data": ("of D", 6, "{:.0f}%", 100),
     "samples": ("samples", 8, "{:d}", 1), "distinct_samples": ("distinct", 9, "{:d}", 1),
@@ -78,15 +79,15 @@ def verdict(reward, row, settings):
     return "kept " if reward > row["threshold"] else "dropped "
 
 
-def best_of_n_table(entries, metric):
+def best_of_n_table(entries):
     """One line per policy and measure, one column per N."""
     counts = sorted({e["n"] for e in entries})
     lines = ["", f"{'best of N':18}" + "".join(f"{n:>7}" for n in counts)]
     for policy in dict.fromkeys(e["policy"] for e in entries):
-        for key in ("reward", metric):
-            scale = 1 if key == "bleu" else 100
+        for key in [key for key in entries[0] if key in COLUMNS]:
+            scale = COLUMNS[key][3]
             values = {e["n"]: e[key] * scale for e in entries if e["policy"] == policy}
-            lines.append(f"{policy + ', ' + key:18}"
+            lines.append(f"{policy + ', ' + COLUMNS[key][0]:18}"
                          + "".join(f"{values[n]:>7.1f}" for n in counts))
     return "\n".join(lines)
 
@@ -102,6 +103,8 @@ def finish(run, task, rows, best, policy, reward_model):
     drawn = figures.draw(run.folder)
     if not drawn:
         print("no figures: matplotlib is not installed")
+    if run.stop_after:
+        run.log("warning", text=f"no step is called {run.stop_after}: --stop-after did nothing")
     print(f"\n{seconds:.0f} s; results, figures, weights and samples are in {run.folder}/")
 
 
@@ -117,24 +120,33 @@ def look(run, settings, source_text, target_text):
             kept, tau = select(D_g, settings, i)
             print(f"\nGrow {g}, Improve {i}: {settings.filter}, τ = {tau:.3f}, keeps "
                   f"{kept.sum()} of {len(kept)} pairs, {kept[D_g.human].mean():.0%} of D")
-            for title, index in chosen(D_g.reward, kept, settings.show):
+            group = 0 * D_g.source if settings.filter in GLOBAL else D_g.source
+            for title, index in chosen(D_g.reward, kept, group, settings.show):
                 print(f"  {title}")
                 for k in index:
                     origin = "human " if D_g.human[k] else "sample"
-                    print(f"    {100 * D_g.reward[k]:5.1f} {origin} "
+                    fate = "kept   " if kept[k] else "dropped"
+                    print(f"    {100 * D_g.reward[k]:5.1f} {origin} {fate} "
                           f"{source_text(D_g.source[k])}  ->  {target_text(D_g.target(k))}")
     if not found:
         raise UserError(f"{run.folder} has no scored Grow yet: nothing to show")
 
 
-def chosen(reward, kept, count):
-    """Titles and indices of the pairs worth looking at on both sides of a filter."""
+def chosen(reward, kept, group, count):
+    """Titles and indices of the pairs worth looking at on both sides of a filter.
+
+    group (n,): one line runs through each group, half-way between its lowest kept and its highest
+    dropped pair; where all share a fate there is none.
+    """
     for name, side in (("kept", kept), ("dropped", ~kept)):
         order = np.flatnonzero(side)[np.argsort(-reward[side], kind="stable")]
         yield f"{name}, best", order[:count]
         yield f"{name}, worst", order[-count:]
-    tau = reward[kept].min() if kept.any() else reward.max()
-    nearest = np.argsort(np.abs(reward - tau), kind="stable")[:count]
+    lowest, highest = np.full((2, group.max() + 1), [[np.inf], [-np.inf]])
+    np.minimum.at(lowest, group[kept], reward[kept])
+    np.maximum.at(highest, group[~kept], reward[~kept])
+    line = np.where(np.isfinite(lowest - highest), lowest / 2 + highest / 2, np.inf)
+    nearest = np.argsort(np.abs(reward - line[group]), kind="stable")[:count]
     yield "nearest to the line", nearest[np.argsort(-reward[nearest], kind="stable")]
 
 
@@ -147,7 +159,8 @@ def over_runs(folders):
         raise UserError("give the folders of finished runs")
     runs = [json.loads((Path(folder) / "results.json").read_text()) for folder in folders]
     columns = ["reward", "greedy_reward", *(["oracle", "greedy_oracle"] if runs[0]["task"] == "toy"
-                                            else ["bleu", "beam_bleu", "chrf", "val_bleu"])]
+                                            else ["bleu", "beam_bleu", "chrf", "val_reward",
+                                                  "val_bleu"])]
     lines = [f"{len(runs)} runs: mean (smallest to largest)",
              f"{'':12}" + "".join(f"{COLUMNS[k][0]:>22}" for k in columns)]
     for row in runs[0]["rows"]:
@@ -157,6 +170,9 @@ def over_runs(folders):
             values = [r[key] * COLUMNS[key][3] for r in same]
             cells.append(f"{np.mean(values):.1f} ({min(values):.1f} to {max(values):.1f})")
         lines.append(f"{label(row):12}" + "".join(f"{cell:>22}" for cell in cells))
+    means = [{key: np.mean([run["best_of_n"][k][key] for run in runs]) if key in COLUMNS else value
+              for key, value in entry.items()} for k, entry in enumerate(runs[0]["best_of_n"])]
+    lines += [best_of_n_table(means)] if means else []
     lines.append("seconds: " + ", ".join(f"{run['seconds']:.0f}" for run in runs))
     return "\n".join(lines)
 

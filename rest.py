@@ -23,10 +23,10 @@ import numpy as np
 import torch
 
 import losses
-from filters import FILTERS, GLOBAL, THRESHOLDS, select
+from filters import FILTERS, GLOBAL, HIGHEST, THRESHOLDS, select
 from model import EOS, PAD, sample, shift_right, token_logprobs
-from reward import ValueModel, train_value
-from run import UserError, setting
+from reward import ValueModel, check_rewards, train_value
+from run import UserError, check_settings, setting, valid
 from train import Pairs, Training, by_length, fit, pad
 
 
@@ -34,13 +34,14 @@ from train import Pairs, Training, by_length, fit, pad
 class Settings:
     """What Algorithm 1 leaves open. Learning settings are the same for each Improve."""
 
-    grow: int = setting(2, "Grow steps G")
-    improve: tuple[int, ...] = setting((4, 3), "Improve steps I, one number for each Grow")
-    samples: int = setting(8, "samples per source in each Grow")
-    grow_sources: int = setting(0, "sources of each Grow, drawn at random; 0 is all of D's")
-    temperature: float = setting(0.8, "sampling temperature of Grow")
-    top_k: int = setting(0, "Grow samples among the k likeliest tokens; 0 is off")
-    top_p: float = setting(1.0, "Grow samples among the tokens that hold this probability")
+    grow: int = setting(2, "Grow steps G", low=1)
+    improve: tuple[int, ...] = setting((4, 3), "Improve steps I, one number for each Grow", low=0)
+    samples: int = setting(8, "samples per source in each Grow", low=1)
+    grow_sources: int = setting(0, "sources of each Grow, drawn at random; 0 is all of D's", low=0)
+    temperature: float = setting(0.8, "sampling temperature of Grow", low=0)
+    top_k: int = setting(0, "Grow samples among the k likeliest tokens; 0 is off", low=0)
+    top_p: float = setting(1.0, "Grow samples among the tokens that hold this probability",
+                           low=1e-6, high=1)
     distinct: bool = setting(False, "keep equal outputs of a source only once")
     preferences: bool = setting(False, "train the reward model on preferences, not on ratings")
     filter: str = setting("auto", "what a threshold means: a reward; a quantile of D_g's rewards; "
@@ -50,30 +51,33 @@ class Settings:
     thresholds: tuple[float, ...] = setting((), "one for each Improve, rising (falling for top), "
                                             "the last one serving on; default: filters.THRESHOLDS")
     loss: str = setting("bc", "what Improve minimises", choices=tuple(losses.LOSSES))
-    updates: int = setting(300, "most updates of an Improve")
-    batch_tokens: int = setting(2048, "padded tokens of a training batch")
-    accumulate: int = setting(1, "batches that make one update")
-    lr: float = setting(5e-4, "peak learning rate of an Improve, times lr_decay^i")
-    lr_decay: float = setting(0.8, "what each further Improve i of a Grow multiplies the rate by")
-    label_smoothing: float = setting(0.0, "label smoothing of the BC loss in Improve")
-    evaluate_every: int = setting(100, "updates between two looks at the reward on D_eval")
-    patience: int = setting(2, "looks without a better reward before an Improve stops")
-    value_updates: int = setting(300, "updates of the value model (OAC and BVMPO)")
+    updates: int = setting(300, "most updates of an Improve", low=1)
+    batch_tokens: int = setting(2048, "padded tokens of a training batch", low=1)
+    accumulate: int = setting(1, "batches that make one update", low=1)
+    lr: float = setting(5e-4, "peak learning rate of an Improve, times lr_decay^i", low=0)
+    lr_decay: float = setting(0.8, "what each further Improve i of a Grow multiplies the rate by",
+                              low=0, high=1)
+    label_smoothing: float = setting(0.0, "label smoothing of the BC loss", low=0, high=1)
+    evaluate_every: int = setting(100, "updates between two looks at the reward on D_eval", low=1)
+    patience: int = setting(2, "looks without a better reward before an Improve stops", low=1)
+    value_updates: int = setting(300, "updates of the value model (OAC and BVMPO)", low=1)
     gold_reward: str = setting("p", "GOLD's reward: product or sum", choices=("p", "s"))
-    gold_sync: int = setting(100, "updates between two copies of GOLD's frozen policy")
-    ppo_samples: int = setting(0, "samples for the PPO baseline; 0: as many as one Grow")
-    ppo_batch: int = setting(512, "samples drawn for each PPO round")
-    ppo_group: int = setting(8, "of which so many share a source, and its mean as their baseline")
-    ppo_updates: int = setting(4, "updates in each PPO round")
-    ppo_lr: float = setting(2e-4, "learning rate of PPO")
-    ppo_kl: float = setting(0.1, "weight of PPO's KL to the BC policy")
-    rows: int = setting(1024, "outputs drawn at once")
+    gold_sync: int = setting(100, "updates between two copies of GOLD's frozen policy", low=1)
+    ppo_samples: int = setting(0, "samples for the PPO baseline; 0: as many as one Grow", low=0)
+    ppo_batch: int = setting(512, "samples drawn for each PPO round", low=1)
+    ppo_group: int = setting(8, "of which so many share a source, and its mean as their baseline",
+                             low=2)
+    ppo_updates: int = setting(4, "updates in each PPO round", low=1)
+    ppo_lr: float = setting(2e-4, "learning rate of PPO", low=0)
+    ppo_kl: float = setting(0.1, "weight of PPO's KL to the BC policy", low=0)
+    rows: int = setting(1024, "outputs drawn at once", low=1)
     precision: str = setting("float32", "of training and sampling",
                              choices=("float32", "bfloat16"))
     compile: bool = setting(False, "torch.compile the training step of the policy")
-    seed: int = setting(0, "of everything that is random")
+    seed: int = setting(0, "of everything that is random", low=0)
 
     def __post_init__(self):
+        check_settings(self)
         if self.filter == "auto":  # a preference model's scores have a free offset per source
             self.filter = "percentile" if self.preferences else "quantile"
         self.thresholds = self.thresholds or THRESHOLDS[self.filter]
@@ -82,11 +86,10 @@ class Settings:
             order = "fall" if self.filter == "top" else "rise"
             raise UserError(f"--thresholds {list(self.thresholds)} must {order}: each Improve has "
                             "a stricter filter than the one before")
-        for name in ("grow", "samples", "rows", "batch_tokens", "accumulate", "updates"):
-            if getattr(self, name) < 1:
-                raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)}: at least 1")
-        if self.seed < 0:
-            raise UserError(f"--seed {self.seed}: not below 0")
+        highest = HIGHEST.get(self.filter, 1)
+        if not all(0 <= value <= highest for value in self.thresholds):
+            raise UserError(f"--thresholds {list(self.thresholds)}: those of --filter {self.filter} "
+                            f"lie between 0 and {highest}")
         if len(self.improve) < self.grow:
             raise UserError(f"--grow {self.grow} needs as many numbers after --improve, which has "
                             f"{list(self.improve)}")
@@ -107,9 +110,9 @@ class Task:
     data: Pairs  # D, human pairs of the training sources
     eval_sources: list  # D_eval: stops an Improve and chooses its checkpoint
     test_sources: list  # only ever reported on
-    reward: Callable  # (sources, outputs) -> (n,) in [0, 1]
-    metrics: Callable  # (policy, sampled, greedy) -> dict: reference metrics of the test outputs
     max_len: int  # longest output in tokens
+    reward: Callable = None  # (sources, outputs) -> (n,) in [0, 1]; there once it is trained
+    metrics: Callable = None  # (policy, sampled, greedy) -> dict: by reference, of test outputs
 
 
 # ----------------------------------------------------------------------------------------- Grow
@@ -156,8 +159,8 @@ def seed_of(*numbers):
 
 def score(pairs, sources, reward):
     """The same pairs with R(x, y), computed once and stored."""
-    rewards = reward([sources[i] for i in pairs.source], pairs.targets())
-    return replace(pairs, reward=np.asarray(rewards, np.float32))
+    answers = reward([sources[i] for i in pairs.source], pairs.targets())
+    return replace(pairs, reward=valid(check_rewards, answers, len(pairs)))
 
 
 def distinct(pairs):
@@ -168,7 +171,7 @@ def distinct(pairs):
 
 
 def fingerprints(pairs):
-    """A 64-bit polynomial hash (n,) of each pair's source and target."""
+    """A random linear hash (n,) of each pair's source and target, 64 bits wide."""
     weights = np.random.default_rng(0).integers(1, 2**63, int(pairs.lengths.max()) + 1, np.uint64)
     place = np.arange(len(pairs.tokens)) - np.repeat(pairs.starts[:-1], pairs.lengths)
     terms = (pairs.tokens.astype(np.uint64) + np.uint64(1)) * weights[place]
@@ -439,7 +442,7 @@ def improve_step(policy, pairs, task, settings, hp, frozen, run, row):
 
 
 def behaviour_value(policy, D_g, task, settings, run, g):
-    """V^μ of the policy that grew D_g, for the two losses that need one."""
+    """V^μ, for the two losses that need one: μ is the mixture that D_g is, π's samples and D."""
     if settings.loss not in ("oac", "bvmpo"):
         return None
     value = ValueModel.from_policy(policy)

@@ -28,10 +28,9 @@ from train import by_length, fit, pad
 class Critic(nn.Module):
     """A policy's body, with one number in place of the next token's distribution."""
 
-    def __init__(self, config, n_features):
+    def __init__(self, config, head):
         super().__init__()
-        self.body = Transformer(config)
-        self.head = nn.Linear(n_features, 1)
+        self.body, self.head = Transformer(config), head
 
     @classmethod
     def from_policy(cls, policy):
@@ -47,28 +46,32 @@ class Critic(nn.Module):
 
 
 class RewardModel(Critic):
-    """R(x, y) = σ(mean_t w · [s_t, s_t ⊙ e(y_t)]): how well each token fits where it stands.
+    """R(x, y) = σ(MLP(mean_t [s_t, s_t ⊙ e(y_t), log π(y_t)])): how well each token fits its place.
 
-    The policy's own logit for y_t is the sum of s_t ⊙ e(y_t), e being its embeddings: so the BC
-    policy hands on what it knows of both languages, and the ratings teach what it does not.
+    e are the body's embeddings, so that s_t ⊙ e(y_t) sums to its logit for y_t, and log π(y_t) is
+    that logit against all others. All three are the BC policy's at first: it hands on what it knows
+    of both languages, and the ratings teach what it does not.
     """
 
     def __init__(self, config):
-        super().__init__(config, 2 * config.d_model)
+        D = config.d_model
+        super().__init__(config, nn.Sequential(nn.Linear(2 * D + 1, D), nn.ReLU(), nn.Linear(D, 1)))
 
     def forward(self, src, tokens):
         """src (B, S), tokens (B, T) without bos -> logits (B,); R is their sigmoid."""
         states = self.states(src, tokens)
-        fit = torch.cat([states, states * self.body.embedding(tokens)], dim=-1)  # (B, T, 2D)
+        logits = self.body.logits(states)  # (B, T, V)
+        logprobs = logits.gather(-1, tokens[..., None]) - logits.logsumexp(-1, keepdim=True)
+        features = torch.cat([states, states * self.body.embedding(tokens), logprobs], dim=-1)
         real = (tokens != PAD)[..., None]
-        return self.head((fit * real).sum(1) / real.sum(1).clamp(min=1))[:, 0]
+        return self.head((features * real).sum(1) / real.sum(1).clamp(min=1))[:, 0]
 
     def score(self, sources, outputs, batch_tokens=16384):
         """n sources and n outputs, as ids -> rewards (n,) float32 in [0, 1]."""
         outputs = [ids[: self.body.config.max_len] for ids in outputs]
         scores = np.zeros(len(outputs), np.float32)
         lengths = np.array([max(len(x), len(y)) for x, y in zip(sources, outputs)])
-        device = self.head.weight.device
+        device = self.body.embedding.weight.device
         with evaluating(self), torch.inference_mode():
             for index in by_length(lengths, batch_tokens) if len(outputs) else []:
                 src, out = (pad([ids[i] for i in index], device) for ids in (sources, outputs))
@@ -80,7 +83,7 @@ class ValueModel(Critic):
     """V(x, y_<t): the return to expect before y_t is chosen."""
 
     def __init__(self, config):
-        super().__init__(config, config.d_model)
+        super().__init__(config, nn.Linear(config.d_model, 1))
 
     def forward(self, src, tokens):
         """src (B, S), tokens (B, T) without bos -> logits (B, T); V is their sigmoid."""
@@ -94,7 +97,7 @@ def train_reward(model, sources, rated, hp, seed, preferences=False, **kwargs):
     mean rating, like the squared error's, but whose gradient does not die where a sigmoid is flat.
     Preferences:  -log σ(r(x, y_w) - r(x, y_l))  (Bradley-Terry; Christiano et al. 2017, eq. 1).
     """
-    device = model.head.weight.device
+    device = model.body.embedding.weight.device
     rating = torch.from_numpy(rated.reward).to(device)
     winners, losers = preference_pairs(rated, seed) if preferences else (np.arange(len(rated)),) * 2
     if len(winners) == 0:
@@ -131,7 +134,7 @@ def train_value(model, sources, pairs, hp, seed, **kwargs):
 
     The only reward comes at the end and γ = 1, so the return of each position is R(x, y).
     """
-    device = model.head.weight.device
+    device = model.body.embedding.weight.device
     reward = torch.from_numpy(pairs.reward).to(device)
 
     def loss_of(index, progress):
@@ -148,11 +151,11 @@ def train_value(model, sources, pairs, hp, seed, **kwargs):
 # -------------------------------------------------------------------- how good is a reward model
 
 
-def judge(score, sources, rated, references):
+def judge(score, sources, rated):
     """Measures of a reward on held-out sources: correlations in [-1, 1], shares in [0, 1].
 
-    score(sources, outputs) -> (n,); rated: Pairs of held-out sources with their true ratings;
-    references: the human target of each source, or None. Within a source is what filtering needs.
+    score(sources, outputs) -> (n,); rated: Pairs of held-out sources with their true ratings. The
+    pairs within a source are what filtering needs. Takes memory in n².
     """
     given = score([sources[i] for i in rated.source], rated.targets())
     true = rated.reward
@@ -166,10 +169,13 @@ def judge(score, sources, rated, references):
     }
     if (same & above).any():  # a tie counts half
         measures["pairs within a source"] = float((ordered[same & above] + 1).mean() / 2)
-    if references is not None:
-        above = score(sources, references)[rated.source] > given
-        measures["reference above a sample"] = float(above[true < 1].mean())
     return measures
+
+
+def reference_above(score, sources, references, samples):
+    """The share of samples (Pairs) with a lower reward than the human target of their source."""
+    given = score([sources[i] for i in samples.source], samples.targets())
+    return float((score(sources, references)[samples.source] > given).mean())
 
 
 def ranks(x):
@@ -210,17 +216,13 @@ def table(judged, tests):
     return "\n".join(lines)
 
 
-def checked(reward):
-    """A user's own reward function, with its answers checked: n finite numbers in [0, 1]."""
-
-    def score(sources, outputs):
-        scores = np.asarray(reward(sources, outputs), np.float32)
-        if scores.shape != (len(outputs),):
-            raise ValueError(f"the reward gave shape {scores.shape} for {len(outputs)} outputs")
-        bad = ~np.isfinite(scores) | (scores < 0) | (scores > 1)
-        if bad.any():
-            raise ValueError(f"the reward of output {int(bad.argmax())} is {scores[bad.argmax()]}; "
-                             "it must be a finite number in [0, 1]")
-        return scores
-
-    return score
+def check_rewards(rewards, n):
+    """What a reward function answered for n outputs, as float32 (n,); ValueError if unfit."""
+    rewards = np.asarray(rewards, np.float32)
+    if rewards.shape != (n,):
+        raise ValueError(f"the reward gave shape {rewards.shape} for {n} outputs")
+    bad = ~np.isfinite(rewards) | (rewards < 0) | (rewards > 1)
+    if bad.any():
+        raise ValueError(f"the reward of output {int(bad.argmax())} is {rewards[bad.argmax()]}; "
+                         "it must be a finite number in [0, 1]")
+    return rewards

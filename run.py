@@ -20,7 +20,6 @@ import json
 import platform
 import sys
 import time
-import types
 import typing
 from pathlib import Path
 
@@ -42,9 +41,21 @@ class Stopped(Exception):
 # ------------------------------------------------------------------------------------- settings
 
 
-def setting(default, text, choices=None):
-    """A dataclass field that knows its line of help."""
-    return dataclasses.field(default=default, metadata={"help": text, "choices": choices})
+def setting(default, text, choices=None, low=None, high=None):
+    """A dataclass field that knows its line of help, and what values make sense for it."""
+    return dataclasses.field(default=default, metadata={"help": text, "choices": choices,
+                                                        "low": low, "high": high})
+
+
+def check_settings(settings):
+    """UserError for the first value, or part of a tuple, that lies outside of its field's bounds."""
+    for field in dataclasses.fields(settings):
+        low, high = field.metadata.get("low"), field.metadata.get("high")
+        given = getattr(settings, field.name)
+        for value in given if isinstance(given, tuple) else (given,):
+            if low is not None and not value >= low or high is not None and not value <= high:
+                raise UserError(f"--{field.name.replace('_', '-')} {value}: must be at least {low}"
+                                + (f" and at most {high}" if high is not None else ""))
 
 
 @dataclasses.dataclass
@@ -55,7 +66,8 @@ class RunSettings:
     resume: bool = setting(False, "go on with the run in that folder, or start it if there is none")
     stop_after: str = setting("", "stop when this step is done (bc, reward, grow-1, score-1, "
                               "improve-1-0, ...); --resume goes on")
-    show: int = setting(0, "show so many kept and dropped pairs of each filter of a run, and end")
+    show: int = setting(0, "show so many kept and dropped pairs of each filter of a run, and end",
+                        low=0)
     device: str = setting("", "cpu or cuda (default: cuda where there is one)")
 
 
@@ -86,11 +98,9 @@ def parse(cls, argv=None, description="", presets=None):
 
 
 def plain_type(annotation):
-    """int -> (int, False); tuple[int, ...] -> (int, True); int | None -> (int, False)"""
+    """int -> (int, False); tuple[int, ...] -> (int, True)"""
     if typing.get_origin(annotation) is tuple:
         return typing.get_args(annotation)[0], True
-    if isinstance(annotation, types.UnionType):
-        return typing.get_args(annotation)[0], False
     return annotation, False
 
 
@@ -127,10 +137,11 @@ class Run:
         elif old.exists():
             compare(json.loads(old.read_text())["settings"], plain(settings), self.folder)
         (self.folder / "steps").mkdir(parents=True, exist_ok=True)
-        self.save_json("config.json", {
-            "program": program, "settings": plain(settings),
-            "versions": {"python": platform.python_version(), "torch": torch.__version__,
-                         "numpy": np.__version__}, "threads": torch.get_num_threads()})
+        if not old.exists():
+            self.save_json("config.json", {
+                "program": program, "settings": plain(settings),
+                "versions": {"python": platform.python_version(), "torch": torch.__version__,
+                             "numpy": np.__version__}, "threads": torch.get_num_threads()})
         self.times = {e["step"]: e["seconds"] for e in self.events() if e["event"] == "step"}
         self.begin = time.monotonic()
         self.before = sum(self.times.values())  # seconds spent by earlier processes
@@ -149,17 +160,18 @@ class Run:
         file = self.folder / "steps" / name
         pairs, other = file.with_name(name + ".npz"), file.with_name(name + ".pt")
         if pairs.exists():
-            return Pairs.load(pairs)
-        if other.exists():
-            return torch.load(other, weights_only=True)
-        begin = time.monotonic()
-        made = make()
-        if isinstance(made, Pairs):
-            made.save(pairs)
+            made = Pairs.load(pairs)
+        elif other.exists():
+            made = torch.load(other, weights_only=True, map_location="cpu")
         else:
-            write(other, lambda f: torch.save(made, f))
-        self.times[name] = time.monotonic() - begin
-        self.log("step", step=name, seconds=self.times[name])
+            begin = time.monotonic()
+            made = make()
+            if isinstance(made, Pairs):
+                made.save(pairs)
+            else:
+                write(other, lambda f: torch.save(made, f))
+            self.times[name] = time.monotonic() - begin
+            self.log("step", step=name, seconds=self.times[name])
         if name == self.stop_after:
             raise Stopped(f"{name} is done; --resume --out {self.folder} goes on")
         return made
@@ -193,10 +205,9 @@ class Run:
     def save_json(self, name, content):
         write(self.folder / name, lambda f: f.write(json.dumps(content, indent=1).encode()))
 
-    def save_weights(self, name, model, **more):
-        content = {"config": dataclasses.asdict(model.config if hasattr(model, "config")
-                                                else model.body.config),
-                   "weights": model.state_dict(), **more}
+    def save_weights(self, name, model):
+        config = model.config if hasattr(model, "config") else model.body.config
+        content = {"config": dataclasses.asdict(config), "weights": model.state_dict()}
         write(self.folder / name, lambda f: torch.save(content, f))
 
     def append(self, name, text):
@@ -222,11 +233,10 @@ def choose_folder(settings, program):
             raise UserError(f"{folder} holds a run already: --resume goes on with it, "
                             "another --out starts a new one")
         return folder
-    number = 1
-    while (Path("runs") / f"{program}-{number}").exists():
-        number += 1
-    if (settings.resume or settings.show) and number > 1:
-        number -= 1
+    numbers = [int(path.name.rpartition("-")[2]) for path in Path("runs").glob(f"{program}-*")
+               if path.name.removeprefix(f"{program}-").isdecimal()]
+    newest = max(numbers, default=0)
+    number = max(newest, 1) if settings.resume or settings.show else newest + 1
     return Path("runs") / f"{program}-{number}"
 
 

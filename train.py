@@ -286,7 +286,7 @@ def suspend(path, state, model, optimizer, extra):
 
 
 def resume(path, model, optimizer, extra):
-    whole = torch.load(path, weights_only=True)
+    whole = torch.load(path, weights_only=True, map_location="cpu")
     model.load_state_dict(whole["model"])
     optimizer.load_state_dict(whole["optimizer"])
     for mine, theirs in zip(extra, whole["extra"]):

@@ -6,7 +6,7 @@
     python train_mt.py --data DIR --src de --tgt en   # DIR/train.de, train.en, val.*, test.* (.gz)
     python train_mt.py translate --run runs/mt-1 < in.txt > out.txt
 
-By default the reward model learns from ratings made here: chrF against the reference, for samples
+By default the reward model learns from ratings made here: chrF++ against the reference, for samples
 of the BC policy at several temperatures, for references, and for references damaged on purpose. It
 never sees a reference itself, so it can judge new outputs. --ratings FILE.tsv trains it on human
 ratings instead, and --reward module:function replaces it by your own.
@@ -18,7 +18,7 @@ import argparse
 import importlib
 import pickle
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -43,35 +43,40 @@ class Settings(RunSettings, rest.Settings):
     cache: str = setting("data", "where downloads are kept")
     src: str = setting("de", "ending of the source files")
     tgt: str = setting("en", "ending of the target files")
-    vocab_size: int = setting(4000, "BPE vocabulary, shared by both languages")
-    max_len: int = setting(64, "longest sentence in tokens; longer training pairs are dropped")
-    d_model: int = setting(128, "width of the transformers")
-    heads: int = setting(4, "attention heads")
-    encoder_layers: int = setting(3, "encoder layers")
-    decoder_layers: int = setting(3, "decoder layers")
-    d_ff: int = setting(512, "hidden width of the feed-forward blocks")
-    dropout: float = setting(0.2, "dropout")
-    bc_label_smoothing: float = setting(0.1, "label smoothing of BC on D; not of Improve")
-    bc_updates: int = setting(4500, "most updates of BC")
-    bc_lr: float = setting(2e-3, "peak learning rate of BC")
-    bc_evaluate_every: int = setting(500, "updates of BC between two looks at validation BLEU")
+    vocab_size: int = setting(4000, "BPE vocabulary, shared by both languages", low=259)
+    max_len: int = setting(64, "longest sentence in tokens; longer training pairs are dropped",
+                           low=2)
+    d_model: int = setting(128, "width of the transformers", low=1)
+    heads: int = setting(4, "attention heads", low=1)
+    encoder_layers: int = setting(3, "encoder layers", low=1)
+    decoder_layers: int = setting(3, "decoder layers", low=1)
+    d_ff: int = setting(512, "hidden width of the feed-forward blocks", low=1)
+    dropout: float = setting(0.2, "dropout", low=0, high=0.9)
+    bc_updates: int = setting(4500, "most updates of BC", low=1)
+    bc_lr: float = setting(2e-3, "peak learning rate of BC", low=0)
+    bc_evaluate_every: int = setting(500, "updates of BC between two looks at validation BLEU",
+                                     low=1)
     ratings: str = setting("", "tab-separated human ratings: source, target, score")
     lower_is_better: bool = setting(False, "in --ratings, a lower score is a better translation")
     reward: str = setting("", "your own reward, module:function(sources, outputs) -> (n,) on text")
-    rated_sources: int = setting(8000, "training sources that ratings are made for")
-    rated_temperatures: tuple[float, ...] = setting((0.5, 1.0, 1.5), "of the rated samples")
-    reward_updates: int = setting(2000, "most updates of the reward model")
-    reward_lr: float = setting(1e-3, "peak learning rate of the reward model")
-    batch_tokens: int = setting(1024, "padded tokens of a training batch")
-    grow_sources: int = setting(10000, "sources of each Grow, drawn at random; 0 is all of D's")
-    updates: int = setting(300, "most updates of an Improve")
-    evaluate_every: int = setting(150, "updates between two looks at the reward on validation")
-    lr: float = setting(5e-4, "peak learning rate of an Improve, times lr_decay^i")
-    rows: int = setting(512, "outputs drawn at once")
-    beam: int = setting(5, "beam of the BLEU that is reported beside greedy")
+    rated_sources: int = setting(8000, "training sources that ratings are made for", low=1)
+    rated_temperatures: tuple[float, ...] = setting((0.5, 0.8, 0.8, 1.0, 1.3), "of the rated "
+                                                    "samples, one each", low=0)
+    reward_updates: int = setting(2000, "most updates of the reward model", low=1)
+    reward_lr: float = setting(3e-3, "peak learning rate of the reward model", low=0)
+    reward_body: bool = setting(False, "train the reward model's body too, and not only its head")
+    batch_tokens: int = setting(1024, "padded tokens of a training batch", low=1)
+    grow_sources: int = setting(10000, "sources of each Grow, drawn at random; 0 is all of D's",
+                                low=0)
+    updates: int = setting(300, "most updates of an Improve", low=1)
+    evaluate_every: int = setting(150, "updates between two looks at the reward on validation",
+                                  low=1)
+    lr: float = setting(5e-4, "peak learning rate of an Improve, times lr_decay^i", low=0)
+    rows: int = setting(512, "outputs drawn at once", low=1)
+    beam: int = setting(5, "beam of the BLEU that is reported beside greedy", low=1)
     ppo: bool = setting(True, "run the PPO baseline")
-    best_of: int = setting(32, "largest N of best-of-N")
-    limit: int = setting(0, "use only so many training, validation and test pairs; 0 is all")
+    best_of: int = setting(32, "largest N of best-of-N", low=1)
+    limit: int = setting(0, "use only so many training, validation and test pairs; 0 is all", low=0)
 
 
 PRESETS = {
@@ -85,15 +90,37 @@ PRESETS = {
                 bc_lr=7e-4, bc_evaluate_every=2000, rated_sources=40000, reward_updates=8000,
                 reward_lr=2e-4, grow=2, improve=(5, 5), samples=100, grow_sources=0, updates=8000,
                 evaluate_every=1000, lr=2e-4, rows=4096, ppo_batch=2048, ppo_group=16,
-                thresholds=(0.5, 0.7, 0.8, 0.9, 0.95), precision="bfloat16", compile=True),
+                precision="bfloat16", compile=True),
 }
 
 
 # ------------------------------------------------------------------------------------------ text
 
 
-class Texts:
-    """A parallel corpus, its tokenizer, and both as ids."""
+class Codec:
+    """Lines to ids and back."""
+
+    def __init__(self, tokenizer, max_len):
+        self.tokenizer, self.max_len = tokenizer, max_len
+
+    def too_long(self, line):
+        """Whether its ids and eos are more than max_len."""
+        return len(self.tokenizer.encode(line)) >= self.max_len
+
+    def ids(self, lines):
+        """Ids that end in eos; a line that is too long is cut."""
+        return [np.array(self.tokenizer.encode(line)[: self.max_len - 1] + [EOS])
+                for line in lines]
+
+    def text(self, ids):
+        return self.tokenizer.decode([int(i) for i in ids])
+
+    def lines(self, targets):
+        return [self.text(ids) for ids in targets]
+
+
+class Texts(Codec):
+    """A parallel corpus and its tokenizer."""
 
     def __init__(self, settings, run):
         folder = settings.data or download_multi30k(Path(settings.cache))
@@ -105,39 +132,32 @@ class Texts:
                         "dropped")
             if settings.limit:
                 del corpus.sources[settings.limit :], corpus.targets[settings.limit :]
-        self.max_len, path, train = settings.max_len, run.folder / "tokenizer.json", self["train"]
+        path, train = run.folder / "tokenizer.json", self["train"]
         if not path.exists():
             Tokenizer.train(train.sources + train.targets, settings.vocab_size).save(path)
-        self.tokenizer = Tokenizer.load(path)
+        super().__init__(Tokenizer.load(path), settings.max_len)
         if self.tokenizer.vocab_size < settings.vocab_size:
             run.log("warning", text=f"the corpus gives only {self.tokenizer.vocab_size} entries of "
                     f"the {settings.vocab_size} asked for")
-        self.drop_long(run)
+        self.look_at_lengths(run)
 
     def __getitem__(self, split):
         return self.corpora[split]
 
-    def drop_long(self, run):
+    def look_at_lengths(self, run):
+        """Long training pairs are dropped; sources to be translated are cut, and it is said."""
         train = self["train"]
         pairs = [(x, y) for x, y in zip(train.sources, train.targets)
-                 if max(len(self.tokenizer.encode(s)) for s in (x, y)) < self.max_len]
+                 if not (self.too_long(x) or self.too_long(y))]
         if not pairs:
             raise UserError(f"no training pair has fewer than {self.max_len} tokens: --max-len")
         if len(pairs) < len(train.sources):
             run.log("warning", text=f"train: {len(train.sources) - len(pairs)} pairs of "
                     f"{self.max_len} tokens or more dropped")
         train.sources, train.targets = map(list, zip(*pairs))
-
-    def ids(self, lines):
-        """Ids that end in eos; a line that is too long is cut, and not dropped."""
-        return [np.array(self.tokenizer.encode(line)[: self.max_len - 1] + [EOS])
-                for line in lines]
-
-    def text(self, ids):
-        return self.tokenizer.decode([int(i) for i in ids])
-
-    def lines(self, targets):
-        return [self.text(ids) for ids in targets]
+        for split in ("val", "test"):
+            if cut := sum(map(self.too_long, self[split].sources)):
+                run.log("warning", text=f"{split}: {cut} sources cut at {self.max_len} tokens")
 
 
 def sacrebleu():
@@ -149,10 +169,11 @@ def sacrebleu():
 
 
 def bleu_chrf(outputs, references):
-    """Corpus BLEU and chrF, 0 to 100, and the signature that says how they were computed."""
+    """Corpus BLEU and chrF, 0 to 100, and the signatures that say how they were computed."""
     bleu, chrf = sacrebleu().BLEU(), sacrebleu().CHRF()
     return (bleu.corpus_score(outputs, [references]).score,
-            chrf.corpus_score(outputs, [references]).score, str(bleu.get_signature()))
+            chrf.corpus_score(outputs, [references]).score,
+            f"BLEU {bleu.get_signature()}, chrF {chrf.get_signature()}")
 
 
 def beam_lines(policy, texts, sources, beam):
@@ -171,29 +192,35 @@ def beam_lines(policy, texts, sources, beam):
 def made_ratings(bc, texts, split, n, settings):
     """Ratings of n sources by chrF against the reference -> ids of the sources, rated Pairs.
 
-    What is rated: a sample of BC at each temperature, the reference, and two damaged references.
+    What is rated: a sample of BC at each temperature, one of them damaged, and the reference.
+    chrF++ (character 1- to 6-grams, word 1- and 2-grams; Popović 2017), with precision and recall
+    of equal weight: chrF's usual β = 2 counts recall four times, and so forgives saying it twice.
+    Against itself the reference would get 1, which no other person's translation gets: it is rated
+    like the best of its source's samples.
     """
     rng = np.random.default_rng((settings.seed, 3))
     corpus = texts[split]
     chosen = rng.permutation(len(corpus.sources))[:n]
     sources = texts.ids([corpus.sources[i] for i in chosen])
     references = [corpus.targets[i] for i in chosen]
-    source, lines = [], []
+    outputs = []  # one list of n lines after the other
     for k, temperature in enumerate(settings.rated_temperatures):
         drawn = rest.grow(bc, sources, 1, (settings.seed, 4, k), texts.max_len, temperature,
                           rows=settings.rows, precision=settings.precision)
-        source, lines = source + list(drawn.source), lines + texts.lines(drawn.targets())
-    source += 3 * list(range(len(sources)))
-    lines += references
-    for _ in range(2):
-        lines += [damage(y, references[rng.integers(len(references))], rng) for y in references]
-    chrf = sacrebleu().CHRF()
-    ratings = [chrf.sentence_score(y, [references[i]]).score / 100 for i, y in zip(source, lines)]
-    return sources, Pairs.of(source, texts.ids(lines), reward=ratings)
+        outputs.append(texts.lines(drawn.targets()))
+    good = outputs[len(outputs) // 2]
+    outputs.append([damage(y, good[rng.integers(len(good))], rng) for y in good])
+    chrf = sacrebleu().CHRF(word_order=2, beta=1)
+    ratings = [[chrf.sentence_score(y, [reference]).score / 100
+                for y, reference in zip(lines, references)] for lines in outputs]
+    outputs.append(references)
+    ratings.append(np.max(ratings, axis=0))
+    return sources, Pairs.of(np.tile(np.arange(len(sources)), len(outputs)),
+                             texts.ids(sum(outputs, [])), reward=np.concatenate(ratings))
 
 
 def damage(text, other, rng):
-    """A reference made worse in one of six ways."""
+    """A translation made worse in one of six ways."""
     words, others = text.split(), other.split()
     n, kind = len(words), rng.integers(6)
     if kind == 0:  # some words gone
@@ -210,18 +237,26 @@ def damage(text, other, rng):
     return other  # the translation of something else
 
 
-def human_ratings(texts, settings):
+def human_ratings(texts, settings, run):
     """--ratings FILE -> ids of the sources, rated Pairs; equal sources are one."""
-    given, targets, scores = read_ratings(settings.ratings, settings.lower_is_better)
+    rows = list(zip(*read_ratings(settings.ratings, settings.lower_is_better)))
+    short = [row for row in rows if not (texts.too_long(row[0]) or texts.too_long(row[1]))]
+    if not short:
+        raise UserError(f"{settings.ratings}: no pair has fewer than {texts.max_len} tokens on both "
+                        "sides: --max-len")
+    if len(short) < len(rows):
+        run.log("warning", text=f"{settings.ratings}: {len(rows) - len(short)} of {len(rows)} pairs "
+                f"have {texts.max_len} tokens or more and are dropped")
+    given, targets, scores = zip(*short)
     lines = list(dict.fromkeys(given))
     place = {line: i for i, line in enumerate(lines)}
     return texts.ids(lines), Pairs.of([place[x] for x in given], texts.ids(targets), reward=scores)
 
 
 def split_ratings(sources, rated, seed):
-    """Rated pairs of nine tenths of the sources to train on, and of one tenth to judge by."""
+    """Rated pairs to train on, and those of a tenth of the sources (300 at most) to judge by."""
     n = len(sources)
-    held_out = np.random.default_rng(seed).permutation(n) < max(1, n // 10)
+    held_out = np.random.default_rng(seed).permutation(n) < min(max(1, n // 10), 300)
     return rated.select(~held_out[rated.source]), rated.select(held_out[rated.source])
 
 
@@ -248,8 +283,7 @@ def behaviour_cloning(task, texts, settings, run, device):
     def make():
         hp = settings.training(updates=settings.bc_updates, lr=settings.bc_lr, warmup=400,
                                evaluate_every=settings.bc_evaluate_every, patience=1000)
-        smoothed = replace(settings, label_smoothing=settings.bc_label_smoothing)
-        done = rest.improve(policy, task.data, task.sources, smoothed, hp, settings.seed,
+        done = rest.improve(policy, task.data, task.sources, settings, hp, settings.seed,
                             evaluate=validation_bleu, log=show, checkpoint=run.checkpoint,
                             title="BC")
         return {"policy": policy.state_dict(), **done}
@@ -264,7 +298,7 @@ def train_reward_model(bc, texts, settings, run):
 
     def make():
         if settings.ratings:
-            sources, rated = human_ratings(texts, settings)
+            sources, rated = human_ratings(texts, settings, run)
             rated, test = split_ratings(sources, rated, settings.seed)
             if settings.preferences and len(rm.preference_pairs(rated, 0)[0]) == 0:
                 raise UserError(f"{settings.ratings}: --preferences needs sources with two outputs "
@@ -273,14 +307,19 @@ def train_reward_model(bc, texts, settings, run):
         else:
             sources, rated = made_ratings(bc, texts, "train", settings.rated_sources, settings)
             test_sources, test = made_ratings(bc, texts, "val", 300, settings)
-        hp = settings.training(updates=settings.reward_updates, lr=settings.reward_lr, warmup=200)
+        hp = settings.training(updates=settings.reward_updates, lr=settings.reward_lr, warmup=200,
+                               dropout=settings.reward_body)
+        model.body.requires_grad_(settings.reward_body)
         rm.train_reward(model, sources, rated, hp, settings.seed, settings.preferences,
                         log=run.logger("reward"), checkpoint=run.checkpoint,
                         title="reward model")
         val, references = (texts.ids(x[:300]) for x in (texts["val"].sources,
                                                         texts["val"].targets))
-        judged = rm.judge(model.score, test_sources, test,
-                          None if settings.ratings else best_of_each(test, len(test_sources)))
+        samples = rest.grow(bc, val, 1, (settings.seed, 5), texts.max_len, rows=settings.rows,
+                            precision=settings.precision)
+        judged = rm.judge(model.score, test_sources, test)
+        judged["reference above a sample"] = rm.reference_above(model.score, val, references,
+                                                                samples)
         tests = rm.unit_tests(model.score, val, references)
         run.log("reward_model", judged=judged, unit_tests=tests)
         return {"reward": model.state_dict(), "judged": judged, "unit_tests": tests}
@@ -291,15 +330,8 @@ def train_reward_model(bc, texts, settings, run):
     return model.eval()
 
 
-def best_of_each(rated, n):
-    """The best-rated output of each source: in made ratings, the reference."""
-    order = np.lexsort((-rated.reward, rated.source))
-    first = order[np.searchsorted(rated.source[order], np.arange(n))]
-    return rated.targets(first)
-
-
 def own_reward(name, texts):
-    """--reward module:function, on text -> a function on ids, its answers checked."""
+    """--reward module:function, on text -> a function on ids."""
     module, _, function = name.partition(":")
     sys.path.insert(0, "")
     try:
@@ -309,30 +341,27 @@ def own_reward(name, texts):
     if not callable(own):
         raise UserError(f"--reward {name}: not a function; it is module:function")
 
-    def score(sources, outputs):
-        answers = own(texts.lines(sources), texts.lines(outputs))  # its errors keep their traceback
-        try:
-            return rm.checked(lambda *_: answers)(sources, outputs)
-        except ValueError as error:
-            raise UserError(f"--reward {name}: {error}") from None
-
-    return score
+    return lambda sources, outputs: own(texts.lines(sources), texts.lines(outputs))
 
 
 def metrics(texts, task, settings):
     """BLEU and chrF of the outputs that a row reports, and the same on validation, to choose by."""
     def measure(policy, sampled, greedy):
-        bleu, chrf, signature = bleu_chrf(texts.lines(greedy.targets()), texts["test"].targets)
-        beam, beam_chrf, _ = bleu_chrf(beam_lines(policy, texts, task.test_sources, settings.beam),
-                                       texts["test"].targets)
-        _, sampled_chrf, _ = bleu_chrf(texts.lines(sampled.targets()), texts["test"].targets)
-        draw = {"max_len": task.max_len, "rows": settings.rows, "precision": settings.precision}
-        val = rest.grow(policy, task.eval_sources, 1, (0,), temperature=0, **draw)
-        val_bleu, val_chrf, _ = bleu_chrf(texts.lines(val.targets()), texts["val"].targets)
-        val_reward = rest.mean_reward(policy, task, settings)
-        return {"bleu": bleu, "chrf": chrf, "beam_bleu": beam, "beam_chrf": beam_chrf,
-                "sampled_chrf": sampled_chrf, "val_bleu": val_bleu, "val_chrf": val_chrf,
-                "val_reward": val_reward, "signature": signature}
+        validation = rest.grow(policy, task.eval_sources, 1, (0,), task.max_len, temperature=0,
+                               rows=settings.rows, precision=settings.precision)
+        row = {"val_reward": rest.mean_reward(policy, task, settings),
+               "val_greedy_reward": float(rest.score(validation, task.eval_sources, task.reward)
+                                          .reward.mean())}
+        _, row["sampled_chrf"], _ = bleu_chrf(texts.lines(sampled.targets()), texts["test"].targets)
+        for prefix, split, sources, outputs in (
+                ("", "test", task.test_sources, greedy),
+                ("val_", "val", task.eval_sources, validation)):
+            references = texts[split].targets
+            beam = beam_lines(policy, texts, sources, settings.beam)
+            row[prefix + "bleu"], row[prefix + "chrf"], row["signature"] = bleu_chrf(
+                texts.lines(outputs.targets()), references)
+            row[prefix + "beam_bleu"], row[prefix + "beam_chrf"], _ = bleu_chrf(beam, references)
+        return row
 
     return measure
 
@@ -358,7 +387,7 @@ def train(argv):
     if settings.show:
         return look(run, settings, lambda i: texts["train"].sources[i], texts.text)
     task = rest.Task(sources, Pairs.of(range(len(sources)), targets, human=True),
-                     texts.ids(texts["val"].sources), texts.ids(texts["test"].sources), None, None,
+                     texts.ids(texts["val"].sources), texts.ids(texts["test"].sources),
                      settings.max_len)
     print(f"{run.folder}: ReST {settings.src}-{settings.tgt}, {len(sources)} training pairs, "
           f"vocabulary {texts.tokenizer.vocab_size}, seed {settings.seed}, on {device}", flush=True)
@@ -380,21 +409,26 @@ def train(argv):
         entry for name, p in (("BC", bc), ("ReST", policy))
         for entry in best_of_n(name, p, task, texts, settings)]})["rows"]
     print(report)
-    print(best_of_n_table(best, "bleu"))
+    print(best_of_n_table(best))
+    print("\n" + report.rows[0]["signature"])
     print_before_after({"BC": bc, last: policy}, task, texts)
     finish(run, "mt", report.rows, best, policy, model)
 
 
 def examples(policy, row, task, texts, settings, count=5):
-    """Fixed test sentences: source, reference, greedy output, its reward, kept by τ or not."""
-    greedy = rest.grow(policy, task.test_sources[:count], 1, (0,), task.max_len, temperature=0)
-    greedy = rest.score(greedy, task.test_sources, task.reward)
-    lines = []
-    for i, ids in enumerate(greedy.targets()):
-        lines += [f"source     {texts['test'].sources[i]}",
-                  f"reference  {texts['test'].targets[i]}",
-                  f"output {100 * greedy.reward[i]:3.0f} {verdict(greedy.reward[i], row, settings)}"
-                  f"{texts.text(ids)}"]
+    """Fixed test sentences: source, reference, a greedy output and a sample with their rewards.
+
+    Behind a reward stands whether this Improve's τ would keep the output.
+    """
+    sources, lines = task.test_sources[:count], []
+    outputs = [rest.score(rest.grow(policy, sources, 1, (settings.seed, 104), task.max_len,
+                                    temperature=t), sources, task.reward) for t in (0, 1)]
+    for i in range(len(sources)):
+        lines += [f"{'source':11}{texts['test'].sources[i]}",
+                  f"{'reference':11}{texts['test'].targets[i]}"]
+        lines += [f"{name} {100 * drawn.reward[i]:3.0f} {verdict(drawn.reward[i], row, settings)}"
+                  f"{texts.text(drawn.target(i))}"
+                  for name, drawn in zip(("greedy", "sample"), outputs)]
     return lines
 
 
@@ -422,16 +456,13 @@ def translate(argv):
     parser.add_argument("--seed", type=int, default=0, help="of the samples")
     args = parser.parse_args(argv)
     folder, device = Path(args.run), choose_device(args.device)
-    texts = Texts.__new__(Texts)
-    texts.tokenizer = Tokenizer.load(folder / "tokenizer.json")
     policy = load(folder / "policy.pt", Transformer, device)
-    texts.max_len = policy.config.max_len
+    texts = Codec(Tokenizer.load(folder / "tokenizer.json"), policy.config.max_len)
     lines = read_stdin()
     if not lines:
         return
     sources = texts.ids(lines)
-    cut = sum(len(texts.tokenizer.encode(line)) >= texts.max_len for line in lines)
-    if cut:
+    if cut := sum(map(texts.too_long, lines)):
         print(f"warning: {cut} lines were cut at {texts.max_len} tokens", file=sys.stderr)
     judge = None
     if args.best_of or args.show_scores:
@@ -465,7 +496,8 @@ def read_stdin():
 def load(path, cls, device):
     """A policy or a reward model from what a run saved. Runs no code from the file."""
     if not path.exists():
-        raise UserError(f"{path} is missing: --run wants the folder of a finished run")
+        raise UserError(f"{path} is missing: --run wants the folder of a finished run, --best-of "
+                        "and --show-scores one that trained a reward model")
     try:
         content = torch.load(path, map_location=device, weights_only=True)
         model = cls(Config(**content["config"])).to(device)

@@ -35,26 +35,27 @@ MAX_LEN = 16
 class Settings(RunSettings, rest.Settings):
     """The demo's settings."""
 
-    demonstrations: int = setting(4000, "human pairs D")
-    rated_sources: int = setting(3000, "sources whose outputs are rated")
+    demonstrations: int = setting(4000, "human pairs D", low=1)
+    rated_sources: int = setting(3000, "sources whose outputs are rated", low=1)
     rated_temperatures: tuple[float, ...] = setting((0.8, 1.0, 1.5, 2.0), "sampling temperatures "
-                                                    "of the rated outputs of each")
-    rating_noise: float = setting(0.7, "standard deviation of a rating, on the scale of 0 to 6")
-    updates: int = setting(150, "most updates of an Improve")
-    evaluate_every: int = setting(75, "updates between two looks at the reward on D_eval")
-    lr: float = setting(1e-3, "peak learning rate of an Improve, times lr_decay^i")
-    batch_tokens: int = setting(1024, "padded tokens of a training batch")
-    d_model: int = setting(64, "width of the transformers")
-    layers: int = setting(1, "encoder layers, and decoder layers")
-    dropout: float = setting(0.1, "dropout")
-    bc_updates: int = setting(800, "most updates of BC")
-    bc_lr: float = setting(3e-3, "peak learning rate of BC")
-    reward_updates: int = setting(600, "most updates of the reward model")
-    reward_lr: float = setting(2e-3, "peak learning rate of the reward model")
-    eval_sources: int = setting(400, "sources of D_eval")
-    test_sources: int = setting(1000, "test sources")
+                                                    "of the rated outputs of each", low=0)
+    rating_noise: float = setting(0.7, "standard deviation of a rating, on the scale of 0 to 6",
+                                  low=0)
+    updates: int = setting(150, "most updates of an Improve", low=1)
+    evaluate_every: int = setting(75, "updates between two looks at the reward on D_eval", low=1)
+    lr: float = setting(1e-3, "peak learning rate of an Improve, times lr_decay^i", low=0)
+    batch_tokens: int = setting(1024, "padded tokens of a training batch", low=1)
+    d_model: int = setting(64, "width of the transformers", low=1)
+    layers: int = setting(1, "encoder layers, and decoder layers", low=1)
+    dropout: float = setting(0.1, "dropout", low=0, high=0.9)
+    bc_updates: int = setting(800, "most updates of BC", low=1)
+    bc_lr: float = setting(3e-3, "peak learning rate of BC", low=0)
+    reward_updates: int = setting(600, "most updates of the reward model", low=1)
+    reward_lr: float = setting(2e-3, "peak learning rate of the reward model", low=0)
+    eval_sources: int = setting(400, "sources of D_eval", low=2)
+    test_sources: int = setting(1000, "test sources", low=1)
     ppo: bool = setting(True, "run the PPO baseline")
-    best_of: int = setting(64, "largest N of best-of-N")
+    best_of: int = setting(64, "largest N of best-of-N", low=1)
 
 
 # ------------------------------------------------------------------------------------ the language
@@ -148,7 +149,7 @@ def main(argv=None):
     rated_sources = language.sources(settings.rated_sources, rng)
     held_out = language.sources(settings.eval_sources, rng)
     task = rest.Task(sources, Pairs.of(range(len(sources)), demonstrations, human=True), held_out,
-                     language.sources(settings.test_sources, rng), None, None, MAX_LEN)
+                     language.sources(settings.test_sources, rng), MAX_LEN)
     if settings.show:
         return look(run, settings, lambda i: language.text(sources[i]), language.text)
     print(f"D: {len(sources)} demonstrations, oracle "
@@ -175,7 +176,7 @@ def main(argv=None):
         entry for name, policy in (("BC", bc), ("ReST", policy))
         for entry in best_of_n(name, policy, task, language, settings)]})["rows"]
     print(report)
-    print(best_of_n_table(best, "oracle"))
+    print(best_of_n_table(best))
     finish(run, "toy", report.rows, best, policy, model)
 
 
@@ -239,7 +240,9 @@ def train_reward_model(bc, rated_sources, held_out, language, settings, run):
         exact = language.oracle([held_out[i] for i in test.source], test.targets())
         test.reward[:] = exact  # judged by the truth, trained on noisy ratings
         references = [language.translate(x) for x in held_out]
-        judged = rm.judge(model.score, held_out, test, references)
+        judged = rm.judge(model.score, held_out, test)
+        judged["reference above a sample"] = rm.reference_above(model.score, held_out, references,
+                                                                test.select(exact < 1))
         tests = rm.unit_tests(model.score, held_out, references)
         run.log("reward_model", judged=judged, unit_tests=tests)
         return {"reward": model.state_dict(), "judged": judged, "unit_tests": tests}

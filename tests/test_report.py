@@ -80,7 +80,7 @@ def test_add_prints_and_keeps_examples(run, capsys):
 def test_best_of_n_table():
     entries = [{"policy": p, "n": n, "reward": r + n / 100, "oracle": r / 2 + n / 100}
                for p, r in (("BC", 0.5), ("ReST", 0.7)) for n in (1, 2, 4)]
-    assert best_of_n_table(entries, "oracle").splitlines() == [
+    assert best_of_n_table(entries).splitlines() == [
         "", "best of N               1      2      4",
         "BC, reward           51.0   52.0   54.0", "BC, oracle           26.0   27.0   29.0",
         "ReST, reward         71.0   72.0   74.0", "ReST, oracle         36.0   37.0   39.0"]
@@ -88,20 +88,21 @@ def test_best_of_n_table():
 
 def test_best_of_n_table_leaves_bleu_as_it_is():
     entries = [{"policy": "BC", "n": 1, "reward": 0.5, "bleu": 31.25, "chrf": 50.0}]
-    assert best_of_n_table(entries, "bleu").splitlines()[2:] == [
-        "BC, reward           50.0", "BC, bleu             31.2"]
+    assert best_of_n_table(entries).splitlines()[2:] == [
+        "BC, reward           50.0", "BC, BLEU             31.2", "BC, chrF             50.0"]
 
 
 # ------------------------------------------------------------------------------- a look into D_g
 
 REWARD = np.array([0.1, 0.9, 0.5, 0.7, 0.3, 0.8, 0.5], np.float32)
+ALL = np.zeros(7, int)  # one group
 
 
 def test_chosen_are_the_ends_and_the_middle():
     kept = REWARD > 0.5
-    found = {title: list(index) for title, index in chosen(REWARD, kept, 2)}
+    found = {title: list(index) for title, index in chosen(REWARD, kept, ALL, 2)}
     assert found == {"kept, best": [1, 5], "kept, worst": [5, 3], "dropped, best": [2, 6],
-                     "dropped, worst": [4, 0], "nearest to the line": [5, 3]}
+                     "dropped, worst": [4, 0], "nearest to the line": [3, 2]}
     assert list(found) == ["kept, best", "kept, worst", "dropped, best", "dropped, worst",
                            "nearest to the line"]
 
@@ -109,15 +110,25 @@ def test_chosen_are_the_ends_and_the_middle():
 @pytest.mark.parametrize("value, kept_n", [(2.0, 0), (-1.0, 7)])
 def test_chosen_when_one_side_is_empty(value, kept_n):
     kept = REWARD > value
-    found = {title: list(index) for title, index in chosen(REWARD, kept, 3)}
+    found = {title: list(index) for title, index in chosen(REWARD, kept, ALL, 3)}
     full, empty = ("kept", "dropped") if kept_n else ("dropped", "kept")
     assert found[f"{full}, best"] == [1, 5, 3] and found[f"{full}, worst"] == [6, 4, 0]
     assert found[f"{empty}, best"] == found[f"{empty}, worst"] == []
     assert len(found["nearest to the line"]) == 3
 
 
+def test_chosen_nearest_to_the_line_of_their_own_source():
+    source = np.array([0, 0, 0, 1, 1, 1, 2])
+    kept = np.array([False, True, False, True, False, True, False])
+    found = {title: list(index) for title, index in chosen(REWARD, kept, source, 2)}
+    # the gaps are 0.9 - 0.5 and 0.7 - 0.3: the lines at 0.7 and 0.5, and source 2 has none
+    assert set(found["nearest to the line"]) <= {1, 2, 3, 4}
+    found = {title: list(index) for title, index in chosen(REWARD, kept, source, 7)}
+    assert found["nearest to the line"] == [1, 5, 3, 2, 6, 4, 0]
+
+
 def test_chosen_of_fewer_than_asked_for():
-    found = {title: list(index) for title, index in chosen(REWARD[:2], REWARD[:2] > 0.5, 9)}
+    found = {title: list(index) for title, index in chosen(REWARD[:2], REWARD[:2] > 0.5, ALL[:2], 9)}
     assert found["kept, best"] == found["kept, worst"] == [1]
     assert found["dropped, best"] == found["dropped, worst"] == [0]
 
@@ -138,17 +149,17 @@ def test_look(run, capsys):
     look(run, SETTINGS, lambda i: f"source{i}", lambda ids: f"target{ids[0]}")
     assert capsys.readouterr().out.splitlines() == [
         "", "Grow 1, Improve 1: threshold, τ = 0.250, keeps 6 of 7 pairs, 100% of D",
-        "  kept, best", "     90.0 sample source1  ->  target11",
-        "  kept, worst", "     30.0 sample source4  ->  target14",
-        "  dropped, best", "     10.0 sample source0  ->  target10",
-        "  dropped, worst", "     10.0 sample source0  ->  target10",
-        "  nearest to the line", "     30.0 sample source4  ->  target14",
+        "  kept, best", "     90.0 sample kept    source1  ->  target11",
+        "  kept, worst", "     30.0 sample kept    source4  ->  target14",
+        "  dropped, best", "     10.0 sample dropped source0  ->  target10",
+        "  dropped, worst", "     10.0 sample dropped source0  ->  target10",
+        "  nearest to the line", "     10.0 sample dropped source0  ->  target10",
         "", "Grow 1, Improve 2: threshold, τ = 0.600, keeps 3 of 7 pairs, 50% of D",
-        "  kept, best", "     90.0 sample source1  ->  target11",
-        "  kept, worst", "     70.0 sample source3  ->  target13",
-        "  dropped, best", "     50.0 sample source2  ->  target12",
-        "  dropped, worst", "     10.0 sample source0  ->  target10",
-        "  nearest to the line", "     70.0 sample source3  ->  target13"]
+        "  kept, best", "     90.0 sample kept    source1  ->  target11",
+        "  kept, worst", "     70.0 sample kept    source3  ->  target13",
+        "  dropped, best", "     50.0 sample dropped source2  ->  target12",
+        "  dropped, worst", "     10.0 sample dropped source0  ->  target10",
+        "  nearest to the line", "     50.0 sample dropped source2  ->  target12"]
 
 
 def test_look_tells_humans_from_samples_and_sees_each_grow(run, capsys):
@@ -158,7 +169,7 @@ def test_look_tells_humans_from_samples_and_sees_each_grow(run, capsys):
     out = capsys.readouterr().out
     assert out.count("Grow 1, ") == 2 and out.count("Grow 2, ") == 1
     first = out.split("\n\n")[0]
-    assert all((" human " in line) == (line.split()[2] in "56")
+    assert all((" human " in line) == (line.split()[3][-1] in "56")
                for line in first.splitlines() if "  ->  " in line)
 
 
@@ -176,7 +187,9 @@ def save_results(folder, task, by, **metrics):
     for k, row in enumerate(rows):
         row |= {key: value + by * (k + 1) for key, value in metrics.items()}
     folder.mkdir()
-    (folder / "results.json").write_text(json.dumps({"task": task, "seconds": 61.4, "rows": rows}))
+    best = [{"policy": "BC", "n": n, "reward": 0.5 + n * by} for n in (1, 2)]
+    (folder / "results.json").write_text(json.dumps({"task": task, "seconds": 61.4, "rows": rows,
+                                                     "best_of_n": best}))
     return folder
 
 
@@ -190,11 +203,12 @@ def test_means_over_runs(tmp_path):
     assert cells == ["53.0 (50.0 to 57.0)", "63.0 (60.0 to 67.0)", "28.0 (25.0 to 32.0)",
                      "78.0 (75.0 to 82.0)"]
     assert lines[3][12:34].strip() == "56.0 (50.0 to 64.0)"
+    assert lines[-3:-1] == ["best of N               1      2", "BC, reward           53.0   56.0"]
 
 
 def test_means_over_runs_of_translation(tmp_path):
     folder = save_results(tmp_path / "a", "mt", 0, reward=0.5, greedy_reward=0.6, bleu=31.0,
-                          beam_bleu=32.0, chrf=50.0, val_bleu=33.0)
+                          beam_bleu=32.0, chrf=50.0, val_reward=0.4, val_bleu=33.0)
     assert "31.0 (31.0 to 31.0)" in over_runs([folder]) and "valBLEU" in over_runs([folder])
 
 

@@ -58,7 +58,7 @@ def demonstrations(sources, seed):
 def some_task(n=60, reward=oracle):
     sources = some_sources(n, 1)
     return Task(sources, demonstrations(sources, 2), some_sources(40, 3), some_sources(50, 4),
-                reward, lambda policy, sampled, greedy: {"oracle": float(len(greedy))}, MAX_LEN)
+                MAX_LEN, reward, lambda policy, sampled, greedy: {"oracle": float(len(greedy))})
 
 
 SETTINGS = Settings(grow=2, improve=(2, 1), samples=6, updates=30, evaluate_every=15,
@@ -247,7 +247,7 @@ def test_select_takes_the_threshold_of_its_improve_and_the_last_serves_on():
 
 @pytest.mark.parametrize("filter", FILTERS)
 def test_thresholds_that_do_not_get_stricter_are_refused(filter):
-    up, down = [(1.0, 2.0, 3.0), (0.5, 0.7)], [(3.0, 2.0, 1.0), (0.7, 0.5)]
+    up, down = [(0.1, 0.2, 0.3), (0.5, 0.7)], [(0.3, 0.2, 0.1), (0.7, 0.5)]
     good, bad = (down, up) if filter == "top" else (up, down)
     for thresholds in good:
         assert Settings(filter=filter, thresholds=thresholds).thresholds == thresholds
@@ -263,7 +263,21 @@ def test_settings_that_are_worked_out():
     assert Settings(preferences=True, filter="gamma").thresholds == THRESHOLDS["gamma"]
     with pytest.raises(UserError, match="--improve"):
         Settings(grow=3, improve=(2, 1))
+    for name, values in THRESHOLDS.items():
+        assert Settings(filter=name).thresholds == values
     assert set(THRESHOLDS) == set(FILTERS)
+
+
+@pytest.mark.parametrize("changes, said", [
+    (dict(temperature=-1.0), "--temperature -1.0"), (dict(temperature=float("nan")), "nan"),
+    (dict(top_p=0.0), "--top-p"), (dict(top_p=1.5), "at most 1"), (dict(seed=-1), "--seed -1"),
+    (dict(improve=(4, -1)), "--improve -1"), (dict(evaluate_every=0), "--evaluate-every 0"),
+    (dict(ppo_group=1), "--ppo-group"), (dict(thresholds=(50, 70)), "--thresholds"),
+    (dict(filter="percentile", thresholds=(50, 101)), "100"),
+    (dict(filter="threshold", thresholds=(-0.1, 0.5)), "between 0 and 1")], ids=str)
+def test_settings_out_of_range_are_refused_by_name(changes, said):
+    with pytest.raises(UserError, match=said):
+        Settings(**changes)
 
 
 # ----------------------------------------------------------------------------------------- Grow

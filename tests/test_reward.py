@@ -8,7 +8,8 @@ import torch
 
 import reward as rm
 from model import EOS, Config, Transformer
-from reward import RewardModel, ValueModel, checked, judge, kendall, preference_pairs, ranks
+from reward import (RewardModel, ValueModel, check_rewards, judge, kendall, preference_pairs,
+                    ranks, reference_above)
 from train import Pairs, Training, pad
 
 V, MAX_LEN = 11, 12
@@ -96,13 +97,13 @@ def made_up(scores, sources, references=(), reference_scores=()):
 
 def test_judge_of_a_perfect_reward_and_a_reversed_one():
     sources, rated = rated_texts()
-    perfect = judge(made_up(rated.reward, sources), sources, rated, None)
+    perfect = judge(made_up(rated.reward, sources), sources, rated)
     assert set(perfect) == {"pearson", "spearman", "kendall", "pairs within a source"}
     for value in perfect.values():
         assert value == pytest.approx(1)
-    other_shape = judge(made_up(rated.reward**5, sources), sources, rated, None)
+    other_shape = judge(made_up(rated.reward**5, sources), sources, rated)
     assert other_shape["pearson"] < 0.95 and other_shape["spearman"] == pytest.approx(1)
-    reverse = judge(made_up(1 - rated.reward, sources), sources, rated, None)
+    reverse = judge(made_up(1 - rated.reward, sources), sources, rated)
     for name, value in reverse.items():
         assert value == pytest.approx(0 if name == "pairs within a source" else -1)
 
@@ -110,7 +111,7 @@ def test_judge_of_a_perfect_reward_and_a_reversed_one():
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_judge_of_a_constant_reward_knows_nothing():
     sources, rated = rated_texts()
-    constant = judge(made_up(np.full(len(rated), 0.5), sources), sources, rated, None)
+    constant = judge(made_up(np.full(len(rated), 0.5), sources), sources, rated)
     assert constant.pop("pairs within a source") == pytest.approx(0.5)
     for value in constant.values():
         assert not abs(value) > 1e-6  # 0, or not a number
@@ -120,23 +121,20 @@ def test_judge_within_a_source_is_of_pairs_of_one_source():
     """Right within each source, wrong between sources."""
     sources, rated = rated_texts(2, 3)
     rated.reward[:] = [0.7, 0.8, 0.9, 0.1, 0.2, 0.3]
-    measured = judge(made_up([0.1, 0.2, 0.3, 0.7, 0.8, 0.9], sources), sources, rated, None)
+    measured = judge(made_up([0.1, 0.2, 0.3, 0.7, 0.8, 0.9], sources), sources, rated)
     assert measured["pairs within a source"] == 1
     assert measured["kendall"] == pytest.approx((6 - 9) / 15)
     # a tie of true ratings is no pair; a tie of scores counts half
     rated.reward[:] = [0.7, 0.7, 0.9, 0.1, 0.2, 0.3]
-    measured = judge(made_up([0.1, 0.2, 0.2, 0.9, 0.8, 0.7], sources), sources, rated, None)
+    measured = judge(made_up([0.1, 0.2, 0.2, 0.9, 0.8, 0.7], sources), sources, rated)
     assert measured["pairs within a source"] == pytest.approx(1.5 / 5)
 
 
-def test_judge_of_references():
-    """The share of outputs, the perfect ones left out, that score below their own reference."""
+def test_reference_above_is_the_share_of_outputs_below_their_own_reference():
     sources, rated = rated_texts(2, 3)
-    rated.reward[:] = [0.7, 0.8, 1.0, 0.1, 0.2, 0.3]
     references = texts(2, 9, shortest=2)
     score = made_up([0.1, 0.5, 0.1, 0.7, 0.2, 0.9], sources, references, [0.5, 0.75])
-    measured = judge(score, sources, rated, references)
-    assert measured["reference above a sample"] == pytest.approx(3 / 5)
+    assert reference_above(score, sources, references, rated) == pytest.approx(4 / 6)
 
 
 # ------------------------------------------------------------------------------- the reward model
@@ -209,9 +207,9 @@ def test_a_reward_model_learns_a_simple_rule(preferences):
     model, (sources, rated) = critic(RewardModel), examples(60, 8, 10)
     held_out, test = examples(20, 8, 20)
     hp = Training(updates=150, batch_tokens=512, lr=5e-3, warmup=20)
-    before = judge(model.score, held_out, test, None)
+    before = judge(model.score, held_out, test)
     rm.train_reward(model, sources, rated, hp, 0, preferences=preferences)
-    after = judge(model.score, held_out, test, None)
+    after = judge(model.score, held_out, test)
     assert before["spearman"] < 0.6
     assert after["spearman"] > 0.85 and after["pairs within a source"] > 0.85
     if not preferences:  # on the scale of the ratings
@@ -317,7 +315,7 @@ def test_a_value_model_learns_what_the_first_token_decides():
     assert (values - expected).abs().max() < 0.05
 
 
-# ------------------------------------------------------------------------- unit tests and checked
+# ------------------------------------------------------------ unit tests, and rewards that are fit
 
 
 def test_unit_tests_damage_the_references():
@@ -371,20 +369,17 @@ def test_table_shows_every_measure():
     [0.5, 1.01], [-0.01, 0.5]], ids=str)
 def test_a_reward_that_is_no_reward_is_refused(answer):
     with pytest.raises(ValueError, match="reward"):
-        checked(lambda sources, outputs: answer)([[3], [4]], [[5], [6]])
+        check_rewards(answer, 2)
 
 
 def test_a_good_reward_goes_through():
     for answer in ([0, 1], (0.25, 1.0), np.array([0.0, 0.5]), np.array([1, 0])):
-        scores = checked(lambda sources, outputs: answer)([[3], [4]], [[5], [6]])
+        scores = check_rewards(answer, 2)
         assert scores.dtype == np.float32
         np.testing.assert_array_equal(scores, answer)
-    seen = []
-    checked(lambda *both: seen.append(both) or [0.5])(["x"], ["y"])
-    assert seen == [(["x"], ["y"])]
-    assert checked(lambda sources, outputs: [])([], []).shape == (0,)
+    assert check_rewards([], 0).shape == (0,)
 
 
 def test_a_refusal_names_the_output():
     with pytest.raises(ValueError, match="output 1 .*1.5"):
-        checked(lambda sources, outputs: [0.5, 1.5, 2.0])(3 * [[3]], 3 * [[5]])
+        check_rewards([0.5, 1.5, 2.0], 3)

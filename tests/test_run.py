@@ -4,6 +4,7 @@ import errno
 import io
 import json
 import os
+import shutil
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -24,7 +25,7 @@ class Settings(RunSettings):
     share: float = setting(0.5, "how much")
     title: str = setting("none", "how called")
     sizes: tuple[int, ...] = setting((1, 2), "how big")
-    limit: int | None = setting(None, "how far")
+    limit: int = setting(0, "how far")
     kind: str = setting("a", "of which sort", choices=("a", "b"))
     dry: bool = setting(False, "without water")
     warm: bool = setting(True, "with heat")
@@ -109,7 +110,6 @@ def test_help_mentions_every_field(capsys, monkeypatch, program):
 def test_plain_type():
     assert plain_type(int) == (int, False)
     assert plain_type(tuple[float, ...]) == (float, True)
-    assert plain_type(int | None) == (int, False)
 
 
 # ---------------------------------------------------------------------------------------- folder
@@ -147,6 +147,9 @@ def test_resume_without_out_takes_the_newest():
     opened(), opened()
     assert opened(resume=True).folder == Path("runs/made-up-2")
     assert opened().folder == Path("runs/made-up-3")
+    shutil.rmtree("runs/made-up-1")
+    assert opened(resume=True).folder == Path("runs/made-up-3")
+    assert opened().folder == Path("runs/made-up-4")
 
 
 def test_an_existing_run_is_refused_without_resume(tmp_path):
@@ -238,6 +241,8 @@ def test_stop_after():
         run.step("b", lambda: {"x": 2})
     run = opened(out="mine", resume=True)
     assert run.step("b", nothing_to_make) == {"x": 2}
+    with pytest.raises(Stopped):  # a step that was done before is done, too
+        opened(out="mine", resume=True, stop_after="b").step("b", nothing_to_make)
 
 
 def test_seconds_outlive_the_process(monkeypatch):
