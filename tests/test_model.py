@@ -252,9 +252,10 @@ def test_the_samples_of_a_source_differ():
     assert len(set(map(tuple, tokens[0].tolist()))) == 6
 
 
-def test_temperature_0_is_greedy():
+@pytest.mark.parametrize("temperature", [0, 1e-40, 1e-7])
+def test_temperature_0_is_greedy(temperature):
     net, src = tiny(bias={EOS: 1.5}), ragged(3, 8, 1, 5, 6, 2)
-    out = sample(net, src, n_samples=2, temperature=0, generator=rng()).tokens
+    out = sample(net, src, n_samples=2, temperature=temperature, generator=rng()).tokens
     expected = [greedy(net, source[source != PAD], 12) for source in src]
     assert [strip(row) for row in out[:, 0]] == [strip(row) for row in out[:, 1]] == expected
     assert len(set(map(len, expected))) > 2

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import reward as rm
-from model import EOS, Config, Transformer
+from model import EOS, PAD, Config, Transformer, token_logprobs
 from reward import (RewardModel, ValueModel, check_rewards, judge, kendall, preference_pairs,
                     ranks, reference_above)
 from train import Pairs, Training, pad
@@ -240,6 +240,33 @@ def test_the_policy_hands_on_a_copy():
         train(model, sources, rated, Training(updates=2, lr=0.1, warmup=0), 0)
         assert not torch.equal(model.body.embedding.weight, net.embedding.weight)
         assert all(torch.equal(x, before[name]) for name, x in net.state_dict().items())
+
+
+class Last(torch.nn.Module):
+    def forward(self, features):
+        return features[:, -1:]
+
+
+def test_the_last_feature_is_the_policys_mean_log_probability():
+    net = policy()
+    model = RewardModel.from_policy(net)
+    model.head = Last()
+    sources, outputs = texts(6, 3), texts(6, 4, shortest=2)
+    src, tokens = pad(sources), pad(outputs)
+    lengths = (tokens != PAD).sum(1)
+    expected = token_logprobs(net, src, tokens).sum(1) / lengths
+    torch.testing.assert_close(model(src, tokens), expected)
+
+
+def test_a_frozen_body_stays_the_policys_while_the_head_learns():
+    net = policy()
+    model = RewardModel.from_policy(net)
+    model.body.requires_grad_(False)
+    before = model.head[0].weight.clone()
+    sources, rated = examples(40, 3, 0)
+    rm.train_reward(model, sources, rated, Training(updates=20, lr=0.01, warmup=0), 0)
+    assert not torch.equal(model.head[0].weight, before)
+    assert all(torch.equal(x, net.state_dict()[k]) for k, x in model.body.state_dict().items())
 
 
 # ------------------------------------------------------------------------------------ preferences
