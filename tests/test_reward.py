@@ -248,8 +248,8 @@ class Last(torch.nn.Module):
 
 
 def test_the_last_feature_is_the_policys_mean_log_probability():
-    net = policy()
-    model = RewardModel.from_policy(net)
+    net = policy().eval()
+    model = RewardModel.from_policy(net).eval()
     model.head = Last()
     sources, outputs = texts(6, 3), texts(6, 4, shortest=2)
     src, tokens = pad(sources), pad(outputs)
