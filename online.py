@@ -31,7 +31,7 @@ def online(bc, task, settings, run):
         hp = settings.training(updates=settings.ppo_updates, lr=settings.ppo_lr, warmup=0,
                                final_lr=1.0, dropout=False)
         optimizer = adamw(policy.parameters(), hp)
-        rng = np.random.default_rng((settings.seed, 77))
+        rng = np.random.default_rng((settings.seed, rest.PPO))
         for k in run.progress("PPO")(range(rounds)):
             chosen = rng.choice(len(task.sources), per_round, replace=False)
             drawn = ppo_round(policy, bc, [task.sources[i] for i in chosen], task, settings, hp,
@@ -57,15 +57,16 @@ def ppo_round(policy, bc, sources, task, settings, hp, optimizer, k):
     The baseline of a sample is the mean reward of its source's samples, in place of a critic; the
     advantages are divided by the standard deviation of the round's rewards.
     """
-    drawn = rest.grow(policy, sources, settings.ppo_group, (settings.seed, 77, k), task.max_len,
-                 rows=settings.rows, precision=settings.precision)
+    seeds = (settings.seed, rest.PPO, k)
+    drawn = rest.grow(policy, sources, settings.ppo_group, seeds, task.max_len, rows=settings.rows,
+                      precision=settings.precision)
     drawn = rest.score(drawn, sources, task.reward)
     groups = drawn.reward.reshape(len(sources), -1)
     advantages = (groups - groups.mean(1, keepdims=True)) / (groups.std() + 1e-6)
     hp = replace(hp, batch_tokens=part(drawn, sources, hp.updates))
     advantages = replace(drawn, reward=advantages.ravel().astype(np.float32))
-    rest.improve(policy, advantages, sources, settings, hp, rest.seed_of(settings.seed, 77, k),
-                 "ppo", rest.Frozen(bc=bc), optimizer=optimizer)
+    rest.improve(policy, advantages, sources, settings, hp, rest.seed_of(*seeds), "ppo",
+                 rest.Frozen(bc=bc), optimizer=optimizer)
     return drawn
 
 

@@ -88,8 +88,8 @@ class Settings:
                             "a stricter filter than the one before")
         highest = HIGHEST.get(self.filter, 1)
         if not all(0 <= value <= highest for value in self.thresholds):
-            raise UserError(f"--thresholds {list(self.thresholds)}: those of --filter {self.filter} "
-                            f"lie between 0 and {highest}")
+            raise UserError(f"--thresholds {list(self.thresholds)}: with --filter {self.filter} "
+                            f"they lie between 0 and {highest}")
         if len(self.improve) < self.grow:
             raise UserError(f"--grow {self.grow} needs as many numbers after --improve, which has "
                             f"{list(self.improve)}")
@@ -113,6 +113,11 @@ class Task:
     max_len: int  # longest output in tokens
     reward: Callable = None  # (sources, outputs) -> (n,) in [0, 1]; there once it is trained
     metrics: Callable = None  # (policy, sampled, greedy) -> dict: by reference, of test outputs
+
+
+# Everything random has a generator of its own, seeded by (settings.seed, ...) and one of these, or,
+# for Grow and Improve, by g and i: so nothing that is added shifts what others draw.
+SOURCES, PPO, VALUE, EVAL, TEST, BEST_OF, EXAMPLES = 55, 77, 99, 101, 102, 103, 104
 
 
 # ----------------------------------------------------------------------------------------- Grow
@@ -297,7 +302,7 @@ def values_of(value, batch):
 
 def mean_reward(policy, task, settings):
     """V(π) on D_eval: a sample of each source at temperature 1, the same random numbers always."""
-    drawn = grow(policy, task.eval_sources, 1, (settings.seed, 101), task.max_len,
+    drawn = grow(policy, task.eval_sources, 1, (settings.seed, EVAL), task.max_len,
                  rows=settings.rows, precision=settings.precision)
     return float(score(drawn, task.eval_sources, task.reward).reward.mean())
 
@@ -305,7 +310,7 @@ def mean_reward(policy, task, settings):
 def evaluate(policy, bc, task, settings):
     """What a row of the results reports, on test sources; the random numbers never change."""
     draw = {"max_len": task.max_len, "rows": settings.rows, "precision": settings.precision}
-    sampled = grow(policy, task.test_sources, 1, (settings.seed, 102), **draw)
+    sampled = grow(policy, task.test_sources, 1, (settings.seed, TEST), **draw)
     greedy = grow(policy, task.test_sources, 1, (0,), temperature=0, **draw)
     sampled, greedy = (score(x, task.test_sources, task.reward) for x in (sampled, greedy))
     under_bc = logprobs_of(bc, task.test_sources, sampled)
@@ -346,7 +351,7 @@ def bc_row(bc, task, settings, run):
 
 def best_of_n(policy, task, settings, counts=(1, 2, 4, 8, 16, 32, 64)):
     """Yields (N, Pairs): for each test source the best by reward of its first N samples."""
-    drawn = grow(policy, task.test_sources, max(counts), (settings.seed, 103), task.max_len,
+    drawn = grow(policy, task.test_sources, max(counts), (settings.seed, BEST_OF), task.max_len,
                  rows=settings.rows, precision=settings.precision)
     drawn = score(drawn, task.test_sources, task.reward)
     reward = drawn.reward.reshape(len(task.test_sources), max(counts))
@@ -414,7 +419,7 @@ def some_sources(task, settings, g):
     n = len(task.sources)
     if settings.grow_sources == 0 or settings.grow_sources >= n:
         return np.arange(n, dtype=np.int32)
-    rng = np.random.default_rng((settings.seed, g, 55))
+    rng = np.random.default_rng((settings.seed, g, SOURCES))
     return np.sort(rng.choice(n, settings.grow_sources, replace=False)).astype(np.int32)
 
 
@@ -449,7 +454,7 @@ def behaviour_value(policy, D_g, task, settings, run, g):
 
     def make():
         hp = settings.training(updates=settings.value_updates)
-        train_value(value, task.sources, D_g, hp, seed_of(settings.seed, g, 99),
+        train_value(value, task.sources, D_g, hp, seed_of(settings.seed, g, VALUE),
                     log=run.logger(f"value-{g}"), checkpoint=run.checkpoint, title="value model")
         return {"value": value.state_dict()}
 

@@ -48,7 +48,7 @@ def setting(default, text, choices=None, low=None, high=None):
 
 
 def check_settings(settings):
-    """UserError for the first value, or part of a tuple, that lies outside of its field's bounds."""
+    """UserError for the first value, or part of a tuple, outside of its field's bounds."""
     for field in dataclasses.fields(settings):
         low, high = field.metadata.get("low"), field.metadata.get("high")
         given = getattr(settings, field.name)

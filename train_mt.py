@@ -88,7 +88,7 @@ PRESETS = {
     "gpu": dict(vocab_size=32000, d_model=512, heads=4, encoder_layers=6, decoder_layers=6,
                 d_ff=1024, dropout=0.3, max_len=128, batch_tokens=16384, bc_updates=40000,
                 bc_lr=7e-4, bc_evaluate_every=2000, rated_sources=40000, reward_updates=8000,
-                reward_lr=2e-4, grow=2, improve=(5, 5), samples=100, grow_sources=0, updates=8000,
+                grow=2, improve=(5, 5), samples=100, grow_sources=0, updates=8000,
                 evaluate_every=1000, lr=2e-4, rows=4096, ppo_batch=2048, ppo_group=16,
                 precision="bfloat16", compile=True),
 }
@@ -242,11 +242,11 @@ def human_ratings(texts, settings, run):
     rows = list(zip(*read_ratings(settings.ratings, settings.lower_is_better)))
     short = [row for row in rows if not (texts.too_long(row[0]) or texts.too_long(row[1]))]
     if not short:
-        raise UserError(f"{settings.ratings}: no pair has fewer than {texts.max_len} tokens on both "
-                        "sides: --max-len")
+        raise UserError(f"{settings.ratings}: no pair has fewer than {texts.max_len} tokens on "
+                        "both sides: --max-len")
     if len(short) < len(rows):
-        run.log("warning", text=f"{settings.ratings}: {len(rows) - len(short)} of {len(rows)} pairs "
-                f"have {texts.max_len} tokens or more and are dropped")
+        run.log("warning", text=f"{settings.ratings}: {len(rows) - len(short)} of {len(rows)} "
+                f"pairs have {texts.max_len} tokens or more and are dropped")
     given, targets, scores = zip(*short)
     lines = list(dict.fromkeys(given))
     place = {line: i for i, line in enumerate(lines)}
@@ -421,8 +421,9 @@ def examples(policy, row, task, texts, settings, count=5):
     Behind a reward stands whether this Improve's τ would keep the output.
     """
     sources, lines = task.test_sources[:count], []
-    outputs = [rest.score(rest.grow(policy, sources, 1, (settings.seed, 104), task.max_len,
-                                    temperature=t), sources, task.reward) for t in (0, 1)]
+    seeds = (settings.seed, rest.EXAMPLES)
+    outputs = [rest.score(rest.grow(policy, sources, 1, seeds, task.max_len, temperature=t),
+                          sources, task.reward) for t in (0, 1)]
     for i in range(len(sources)):
         lines += [f"{'source':11}{texts['test'].sources[i]}",
                   f"{'reference':11}{texts['test'].targets[i]}"]

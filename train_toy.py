@@ -173,8 +173,8 @@ def main(argv=None):
     if settings.ppo:
         report.add(*online(bc, task, settings, run))
     best = run.step("best-of-n", lambda: {"rows": [
-        entry for name, policy in (("BC", bc), ("ReST", policy))
-        for entry in best_of_n(name, policy, task, language, settings)]})["rows"]
+        entry for name, p in (("BC", bc), ("ReST", policy))
+        for entry in best_of_n(name, p, task, language, settings)]})["rows"]
     print(report)
     print(best_of_n_table(best))
     finish(run, "toy", report.rows, best, policy, model)
