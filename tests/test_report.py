@@ -128,7 +128,8 @@ def test_chosen_nearest_to_the_line_of_their_own_source():
 
 
 def test_chosen_of_fewer_than_asked_for():
-    found = {title: list(index) for title, index in chosen(REWARD[:2], REWARD[:2] > 0.5, ALL[:2], 9)}
+    two = REWARD[:2]
+    found = {title: list(index) for title, index in chosen(two, two > 0.5, ALL[:2], 9)}
     assert found["kept, best"] == found["kept, worst"] == [1]
     assert found["dropped, best"] == found["dropped, worst"] == [0]
 

@@ -324,7 +324,8 @@ def test_stop_after_and_resume(finished, tmp_path, no_figures, capsys):
     assert "grow-1 is done" in capsys.readouterr().out
     assert (folder / "steps/grow-1.npz").exists() and not (folder / "steps/score-1.npz").exists()
     assert not (folder / "results.json").exists()
-    main(folder, "--resume")
+    main(folder, "--resume", "--stop-after", "grow1")  # no such step
+    assert "no step is called grow1" in capsys.readouterr().out
     same_results(finished, folder)
     assert (finished / "samples.txt").read_text() == (folder / "samples.txt").read_text()
     assert [e["step"] for e in events(folder) if e["event"] == "step"] == STEPS
