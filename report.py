@@ -154,27 +154,37 @@ def chosen(reward, kept, group, count):
 
 
 def over_runs(folders):
-    """A table of the means over runs that differ in their seed, with the smallest and largest."""
+    """Runs that differ in their seed -> tables of the mean, smallest and largest over them.
+
+    First of every row, then of what it is above BC of the same run; best-of-N as means.
+    """
     if not folders:
         raise UserError("give the folders of finished runs")
     runs = [json.loads((Path(folder) / "results.json").read_text()) for folder in folders]
-    columns = ["reward", "greedy_reward", *(["oracle", "greedy_oracle"] if runs[0]["task"] == "toy"
-                                            else ["bleu", "beam_bleu", "chrf", "val_reward",
-                                                  "val_bleu"])]
-    lines = [f"{len(runs)} runs: mean (smallest to largest)",
-             f"{'':12}" + "".join(f"{COLUMNS[k][0]:>22}" for k in columns)]
-    for row in runs[0]["rows"]:
-        same = [r for run in runs for r in run["rows"] if label(r) == label(row)]
-        cells = []
-        for key in columns:
-            values = [r[key] * COLUMNS[key][3] for r in same]
-            cells.append(f"{np.mean(values):.1f} ({min(values):.1f} to {max(values):.1f})")
-        lines.append(f"{label(row):12}" + "".join(f"{cell:>22}" for cell in cells))
+    columns = {"toy": ["reward", "greedy_reward", "oracle", "greedy_oracle"],
+               "mt": ["reward", "bleu", "beam_bleu", "chrf", "val_reward", "val_bleu"]}
+    columns = columns[runs[0]["task"]]
+    rows = [{label(row): row for row in run["rows"]} for run in runs]
+    head = f"{'':12}" + "".join(f"{COLUMNS[k][0]:>18}" for k in columns)
+    lines = [f"{len(runs)} runs: mean (smallest..largest)", head]
+    lines += [over_row(name, columns, rows) for name in rows[0]]
+    lines += ["", "above BC of the same run", head]
+    lines += [over_row(name, columns, rows, minus="BC") for name in rows[0] if name != "BC"]
     means = [{key: np.mean([run["best_of_n"][k][key] for run in runs]) if key in COLUMNS else value
               for key, value in entry.items()} for k, entry in enumerate(runs[0]["best_of_n"])]
     lines += [best_of_n_table(means)] if means else []
     lines.append("seconds: " + ", ".join(f"{run['seconds']:.0f}" for run in runs))
     return "\n".join(lines)
+
+
+def over_row(name, columns, rows, minus=None):
+    """One line: row `name` of each run (less its row `minus`), as mean, smallest and largest."""
+    cells = []
+    for key in columns:
+        values = [(run[name][key] - (run[minus][key] if minus else 0)) * COLUMNS[key][3]
+                  for run in rows]
+        cells.append(f"{np.mean(values):.1f} ({min(values):.1f}..{max(values):.1f})")
+    return f"{name:12}" + "".join(f"{cell:>18}" for cell in cells)
 
 
 if __name__ == "__main__":

@@ -396,8 +396,9 @@ def train(argv):
     model = None if own else train_reward_model(bc, texts, settings, run)
     task.reward = own or model.score
     task.metrics = metrics(texts, task, settings)
-    report = Report(run, ["reward", "greedy_reward", "bleu", "beam_bleu", "chrf", "val_bleu",
-                          "entropy", "kl_to_bc", "kept_samples", "kept_data", "samples", "seconds"],
+    report = Report(run, ["reward", "greedy_reward", "bleu", "beam_bleu", "chrf", "val_reward",
+                          "val_bleu", "entropy", "kl_to_bc", "kept_samples", "kept_data", "samples",
+                          "seconds"],
                     lambda policy, row: examples(policy, row, task, texts, settings))
     report.add(rest.bc_row(bc, task, settings, run), bc)
     for row, policy, D_g in rest.rest(bc, task, settings, run):

@@ -200,17 +200,19 @@ def test_means_over_runs(tmp_path):
     lines = over_runs(folders).splitlines()
     assert lines[0].startswith("3 runs") and lines[-1] == "seconds: 61, 61, 61"
     assert [line[:12].strip() for line in lines[2:4]] == ["BC", "GOLD (1,1)"]
-    cells = [lines[2][12:][k : k + 22].strip() for k in range(0, 88, 22)]
-    assert cells == ["53.0 (50.0 to 57.0)", "63.0 (60.0 to 67.0)", "28.0 (25.0 to 32.0)",
-                     "78.0 (75.0 to 82.0)"]
-    assert lines[3][12:34].strip() == "56.0 (50.0 to 64.0)"
+    cells = [lines[2][12:][k : k + 18].strip() for k in range(0, 72, 18)]
+    assert cells == ["53.0 (50.0..57.0)", "63.0 (60.0..67.0)", "28.0 (25.0..32.0)",
+                     "78.0 (75.0..82.0)"]
+    assert lines[3][12:30].strip() == "56.0 (50.0..64.0)"
+    assert lines[4:6] == ["", "above BC of the same run"] and lines[6] == lines[1]
+    assert lines[7].split() == ["GOLD", "(1,1)", *4 * ["3.0", "(0.0..7.0)"]]  # pairs, not means
     assert lines[-3:-1] == ["best of N               1      2", "BC, reward           53.0   56.0"]
 
 
 def test_means_over_runs_of_translation(tmp_path):
     folder = save_results(tmp_path / "a", "mt", 0, reward=0.5, greedy_reward=0.6, bleu=31.0,
                           beam_bleu=32.0, chrf=50.0, val_reward=0.4, val_bleu=33.0)
-    assert "31.0 (31.0 to 31.0)" in over_runs([folder]) and "valBLEU" in over_runs([folder])
+    assert "31.0 (31.0..31.0)" in over_runs([folder]) and "valBLEU" in over_runs([folder])
 
 
 def test_means_over_no_run(tmp_path):
