@@ -221,8 +221,11 @@ def made_ratings(bc, texts, split, n, settings):
 
 def damage(text, other, rng):
     """A translation made worse in one of six ways."""
-    words, others = text.split(), other.split()
+    words = text.split()
+    others = other.split() or words
     n, kind = len(words), rng.integers(6)
+    if n == 0:  # nothing to damage
+        return other
     if kind == 0:  # some words gone
         return " ".join(w for w in words if rng.random() > 0.3)
     if kind == 1:  # two halves changed places
