@@ -103,7 +103,7 @@ def finish(run, task, rows, best, policy, reward_model):
     drawn = figures.draw(run.folder)
     if not drawn:
         print("no figures: matplotlib is not installed")
-    if run.stop_after:
+    if run.stop_after and run.stop_after not in run.done:
         run.log("warning", text=f"no step is called {run.stop_after}: --stop-after did nothing")
     print(f"\n{seconds:.0f} s; results, figures, weights and samples are in {run.folder}/")
 

@@ -143,7 +143,7 @@ class Run:
                 "versions": {"python": platform.python_version(), "torch": torch.__version__,
                              "numpy": np.__version__}, "threads": torch.get_num_threads()})
         self.times = {e["step"]: e["seconds"] for e in self.events() if e["event"] == "step"}
-        self.begin = time.monotonic()
+        self.begin, self.done = time.monotonic(), set()
         self.before = sum(self.times.values())  # seconds spent by earlier processes
 
     def events(self):
@@ -156,7 +156,12 @@ class Run:
         return [json.loads(line) for line in whole.splitlines()]
 
     def step(self, name, make):
-        """What make() makes, Pairs or a dict of tensors and plain values: made once, then kept."""
+        """What make() makes, Pairs or a dict of tensors and plain values: made once, then kept.
+
+        Raises Stopped if the step of --stop-after is done: what it made has been shown by now.
+        """
+        if self.stop_after in self.done:
+            raise Stopped(f"{self.stop_after} is done; --resume --out {self.folder} goes on")
         file = self.folder / "steps" / name
         pairs, other = file.with_name(name + ".npz"), file.with_name(name + ".pt")
         if pairs.exists():
@@ -172,8 +177,7 @@ class Run:
                 write(other, lambda f: torch.save(made, f))
             self.times[name] = time.monotonic() - begin
             self.log("step", step=name, seconds=self.times[name])
-        if name == self.stop_after:
-            raise Stopped(f"{name} is done; --resume --out {self.folder} goes on")
+        self.done.add(name)
         return made
 
     def seconds(self, name):

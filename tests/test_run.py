@@ -237,12 +237,15 @@ def test_a_failing_step_leaves_nothing(error):
 def test_stop_after():
     run = opened(out="mine", stop_after="b")
     run.step("a", lambda: {"x": 1})
+    assert run.step("b", lambda: {"x": 2}) == {"x": 2}
     with pytest.raises(Stopped, match="b is done; --resume --out mine"):
-        run.step("b", lambda: {"x": 2})
+        run.step("c", nothing_to_make)
     run = opened(out="mine", resume=True)
     assert run.step("b", nothing_to_make) == {"x": 2}
+    run = opened(out="mine", resume=True, stop_after="b")
+    assert run.step("b", nothing_to_make) == {"x": 2}
     with pytest.raises(Stopped):  # a step that was done before is done, too
-        opened(out="mine", resume=True, stop_after="b").step("b", nothing_to_make)
+        run.step("c", nothing_to_make)
 
 
 def test_seconds_outlive_the_process(monkeypatch):
