@@ -23,6 +23,7 @@ COLUMNS = {
     "bleu": ("BLEU", 6, "{:.1f}", 1), "beam_bleu": ("beam5", 6, "{:.1f}", 1),
     "chrf": ("chrF", 6, "{:.1f}", 1), "val_bleu": ("valBLEU", 8, "{:.1f}", 1),
     "val_reward": ("valrew.", 8, "{:.1f}", 100),
+    "sampled_chrf": ("chrF sampled", 13, "{:.1f}", 1),
     "entropy": ("entropy", 8, "{:.2f}", 1), "kl_to_bc": ("KL", 6, "{:.2f}", 1),
     "kept_samples": ("kept", 6, "{:.0f}%", 100), "kept_data": ("of D", 6, "{:.0f}%", 100),
     "samples": ("samples", 8, "{:d}", 1), "distinct_samples": ("distinct", 9, "{:d}", 1),
@@ -162,7 +163,8 @@ def over_runs(folders):
         raise UserError("give the folders of finished runs")
     runs = [json.loads((Path(folder) / "results.json").read_text()) for folder in folders]
     columns = {"toy": ["reward", "greedy_reward", "oracle", "greedy_oracle"],
-               "mt": ["reward", "bleu", "beam_bleu", "chrf", "val_reward", "val_bleu"]}
+               "mt": ["reward", "sampled_chrf", "bleu", "beam_bleu", "chrf", "val_reward",
+                      "val_bleu"]}
     columns = columns[runs[0]["task"]]
     rows = [{label(row): row for row in run["rows"]} for run in runs]
     head = f"{'':12}" + "".join(f"{COLUMNS[k][0]:>18}" for k in columns)

@@ -211,7 +211,8 @@ def test_means_over_runs(tmp_path):
 
 def test_means_over_runs_of_translation(tmp_path):
     folder = save_results(tmp_path / "a", "mt", 0, reward=0.5, greedy_reward=0.6, bleu=31.0,
-                          beam_bleu=32.0, chrf=50.0, val_reward=0.4, val_bleu=33.0)
+                          beam_bleu=32.0, chrf=50.0, sampled_chrf=44.0,
+                          val_reward=0.4, val_bleu=33.0)
     assert "31.0 (31.0..31.0)" in over_runs([folder]) and "valBLEU" in over_runs([folder])
 
 
