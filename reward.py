@@ -1,7 +1,7 @@
 """What "good" means: the reward model R(x, y) in [0, 1], and the value model V(x, y_<t).
 
-Both are the policy's own architecture with one output in place of the vocabulary, started from the
-BC policy's weights, which already know how the two languages fit together. The reward model is
+Both are the policy's own network with a head of one output, started from the BC policy's weights,
+which already know how the two languages fit together. The reward model is
 reference-free, like the paper's Metric X: it reads a source and an output, and nothing else. It is
 trained on ratings (regression) or on preferences within a source (Bradley-Terry).
 
@@ -26,7 +26,7 @@ from train import by_length, fit, pad
 
 
 class Critic(nn.Module):
-    """A policy's body, with one number in place of the next token's distribution."""
+    """A policy's body, with a head that makes one number of its states."""
 
     def __init__(self, config, head):
         super().__init__()

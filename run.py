@@ -5,7 +5,7 @@
       metrics.jsonl   one object per event
       samples.txt     fixed test sources with their outputs and scores, after each step
       steps/          what each finished step made: weights and rows (.pt), pairs (.npz)
-      checkpoint.pt   where the unfinished step stands, if it is a training step
+      checkpoint.pt   where the unfinished step stands, if it is one `fit` (PPO is many)
       policy.pt, reward.pt, results.json, *.png                     what comes out in the end
 
 A run is a row of named steps. Each draws only from generators that its own seeds make, so to resume

@@ -1,15 +1,16 @@
 """ReST on real translation data: the loop of rest.py behind a tokenizer, BLEU and chrF.
 
-    python train_mt.py                                # Multi30k De-En, about an hour on 2 cores
-    python train_mt.py --preset smoke                 # a minute, to see that everything runs
+    python train_mt.py                                # Multi30k De-En, about an hour on one core
+    python train_mt.py --preset smoke                 # half a minute, to see that everything runs
     python train_mt.py --preset gpu --data DIR        # the paper's IWSLT14 size, on one GPU
     python train_mt.py --data DIR --src de --tgt en   # DIR/train.de, train.en, val.*, test.* (.gz)
     python train_mt.py translate --run runs/mt-1 < in.txt > out.txt
 
 By default the reward model learns from ratings made here: chrF++ against the reference, for samples
-of the BC policy at several temperatures, for references, and for references damaged on purpose. It
-never sees a reference itself, so it can judge new outputs. --ratings FILE.tsv trains it on human
-ratings instead, and --reward module:function replaces it by your own.
+of the BC policy at several temperatures and for samples damaged on purpose; and for references, as
+high as the best of these. It is never shown which reference to compare with, so it can judge new
+outputs. --ratings FILE.tsv trains it on human ratings instead, and --reward module:function replaces
+it by your own.
 
 Left out: back-translation, ensembling, sub-word regularisation, tagging of languages.
 """
