@@ -115,8 +115,8 @@ class Task:
     metrics: Callable = None  # (policy, sampled, greedy) -> dict: by reference, of test outputs
 
 
-# Whatever is drawn below has a generator of its own, seeded by settings.seed and one of these, or by
-# g and i for Grow and Improve: so nothing that is added shifts what others draw.
+# Whatever is drawn below has a generator of its own, seeded by settings.seed and one of these, or
+# by g and i for Grow and Improve: so nothing that is added shifts what others draw.
 SOURCES, PPO, VALUE, EVAL, TEST, BEST_OF, EXAMPLES = 55, 77, 99, 101, 102, 103, 104
 
 

@@ -9,8 +9,8 @@
 By default the reward model learns from ratings made here: chrF++ against the reference, for samples
 of the BC policy at several temperatures and for samples damaged on purpose; and for references, as
 high as the best of these. It is never shown which reference to compare with, so it can judge new
-outputs. --ratings FILE.tsv trains it on human ratings instead, and --reward module:function replaces
-it by your own.
+outputs. --ratings FILE.tsv trains it on human ratings instead, and --reward module:function
+replaces it by your own.
 
 Left out: back-translation, ensembling, sub-word regularisation, tagging of languages.
 """
