@@ -19,6 +19,7 @@ import torch
 
 import data
 import figures
+import reward as rm
 import train_mt
 from data import Tokenizer
 from model import Config, Transformer
@@ -353,6 +354,24 @@ def test_ratings_of_long_texts_are_dropped_and_counted(finished, corpus, tmp_pat
     main(tmp_path / "run", corpus, "--ratings", str(ratings), *QUICK)
     text = " ".join(e["text"] for e in events(tmp_path / "run") if e["event"] == "warning")
     assert f"1 of {len(rows) + 1} pairs have 24 tokens or more" in text
+
+
+@pytest.mark.parametrize("flags, body", [([], False), (["--reward-body"], True)])
+def test_the_reward_models_body_is_trained_only_if_asked(finished, corpus, tmp_path, monkeypatch,
+                                                         flags, body):
+    """And dropout is off where it is not: the frozen features are those that it will judge by."""
+    run, dropout, train_reward = begin(finished, tmp_path / "run", "bc"), [], rm.train_reward
+
+    def spy(model, sources, rated, hp, *args, **kwargs):
+        dropout.append(hp.dropout)
+        return train_reward(model, sources, rated, hp, *args, **kwargs)
+
+    monkeypatch.setattr(rm, "train_reward", spy)
+    guarded(lambda: main(run, corpus, "--stop-after", "reward", *flags))
+    bc, made = (torch.load(run / "steps" / f"{name}.pt", weights_only=True)
+                for name in ("bc", "reward"))
+    same = all(torch.equal(x, made["reward"][f"body.{k}"]) for k, x in bc["policy"].items())
+    assert same != body and dropout == [body]
 
 
 def test_one_output_per_source_is_enough_for_ratings(finished, corpus, tmp_path, no_figures):
