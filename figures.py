@@ -62,7 +62,7 @@ def draw(folder):
 def improve(results):
     """Reward and metric over the steps of all Grows; PPO, which has no such steps, as levels."""
     rows = [row for row in results["rows"] if row["name"] != "PPO"]
-    ppo = [row for row in results["rows"] if row["name"] == "PPO"]
+    ppo = [row for row in results["rows"] if row["name"] == "PPO"][-1:]
     figure, axes = panels("improve", 2, 10.5, 4, sharey=results["task"] == "toy")
     ends = [], []
     for ax, labels, (title, scale, lines) in zip(axes, ends, (REWARD, METRIC[results["task"]])):

@@ -1,25 +1,25 @@
 """What an Improve keeps of D_g: the paper's threshold, and the other filters that it tried.
 
 Each filter is a pure function of (source (n,), reward (n,), value) -> booleans (n,), and keeps what
-lies *strictly* above its line: the paper's F(x, y; τ) = 1[R(x, y) > τ]. D's own pairs are filtered
-like the rest. A global line also chooses between sources, and so favours easy ones; a line for each
-source does not.
+lies *strictly* above its line: the paper's F(x, y; τ) = 1[R(x, y) > τ]; with ties=True, what lies
+on the line too. A global line also chooses between sources, and so favours easy ones; a line for
+each source does not. D's own pairs are filtered like the rest, unless settings.human says otherwise.
 """
 
 import numpy as np
 
 
-def above(source, reward, tau):
+def above(source, reward, tau, ties=False):
     """The paper's F(x, y; τ) = 1[R(x, y) > τ]."""
-    return reward > tau
+    return reward >= tau if ties else reward > tau
 
 
-def above_quantile(source, reward, q):
+def above_quantile(source, reward, q, ties=False):
     """The same, τ given as the quantile q in [0, 1] of all rewards of D_g."""
-    return reward > np.quantile(reward, q)
+    return above(source, reward, np.quantile(reward, q), ties)
 
 
-def above_percentile(source, reward, p):
+def above_percentile(source, reward, p, ties=False):
     """Above the percentile p in [0, 100] of its own source's rewards (A.7)."""
     order, first, counts = by_source(source, reward)
     ordered = reward[order].astype(np.float64)
@@ -27,24 +27,29 @@ def above_percentile(source, reward, p):
     low = np.floor(at).astype(int)
     high = np.minimum(low + 1, first + counts - 1)
     tau = ordered[low] + (at - low) * (ordered[high] - ordered[low])
-    return back(order, ordered > np.repeat(tau, counts))
+    return back(order, above(source, ordered, np.repeat(tau, counts), ties))
 
 
-def above_gamma(source, reward, gamma):
+def above_gamma(source, reward, gamma, ties=False):
     """τ(x) = γ max + (1 - γ) mean of its own source's rewards, γ rising (A.7)."""
     order, first, counts = by_source(source, reward)
     ordered = reward[order].astype(np.float64)
     mean = np.add.reduceat(ordered, first) / counts
     best = ordered[first + counts - 1]
     tau = best - (1 - gamma) * (best - mean)  # so written, exact where all are equal
-    return back(order, ordered > np.repeat(tau, counts))
+    return back(order, above(source, ordered, np.repeat(tau, counts), ties))
 
 
-def top(source, reward, k):
-    """The k best of each source; of equal ones the earlier."""
+def top(source, reward, k, ties=False):
+    """The k best of each source; of equal ones the earlier, whatever `ties` says."""
     order, first, counts = by_source(source, reward)
     from_end = np.repeat(first + counts, counts) - np.arange(len(order))  # 1 for the best
     return back(order, from_end <= k)
+
+
+def first_of_each(source, kept, cap):
+    """Of what is kept, the first `cap` of each source: of one Grow's samples, as good as any."""
+    return kept & top(source, np.where(kept, 1.0, 0.0), cap)
 
 
 def by_source(source, reward):
@@ -78,6 +83,10 @@ def select(D_g, settings, i):
     if i == 0:
         return np.ones(len(D_g), bool), None
     value = settings.thresholds[min(i, len(settings.thresholds)) - 1]
-    kept = FILTERS[settings.filter](D_g.source, D_g.reward, value)
+    kept = FILTERS[settings.filter](D_g.source, D_g.reward, value, settings.ties)
+    if settings.human == "whole":
+        kept = kept | D_g.human
+    if settings.cap:
+        kept = kept & D_g.human | first_of_each(D_g.source, kept & ~D_g.human, settings.cap)
     tau = np.quantile(D_g.reward, value) if settings.filter == "quantile" else value
     return kept, float(tau)

@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 
 import figures
-from filters import GLOBAL, select
+from filters import GLOBAL, above, select
+from rest import mean
 from run import UserError, guarded
 from train import Pairs
 
@@ -77,7 +78,8 @@ def verdict(reward, row, settings):
     """Whether this Improve's filter would keep an output, where τ is the same for all sources."""
     if row["threshold"] is None or settings.filter not in GLOBAL:
         return ""
-    return "kept " if reward > row["threshold"] else "dropped "
+    kept = above(None, reward, row["threshold"], settings.ties)
+    return "kept " if kept else "dropped "
 
 
 def best_of_n_table(entries):
@@ -117,10 +119,10 @@ def look(run, settings, source_text, target_text):
         if not file.exists():
             break
         found, D_g = True, Pairs.load(file)
-        for i in range(1, settings.improve[g - 1] + 1):
+        for i in filter(None, settings.improves(g)):
             kept, tau = select(D_g, settings, i)
             print(f"\nGrow {g}, Improve {i}: {settings.filter}, τ = {tau:.3f}, keeps "
-                  f"{kept.sum()} of {len(kept)} pairs, {kept[D_g.human].mean():.0%} of D")
+                  f"{kept.sum()} of {len(kept)} pairs, {mean(kept[D_g.human]) or 0:.0%} of D")
             group = 0 * D_g.source if settings.filter in GLOBAL else D_g.source
             for title, index in chosen(D_g.reward, kept, group, settings.show):
                 print(f"  {title}")

@@ -8,10 +8,11 @@
                      while the reward on D_eval rises, minimise
                      J(θ) = E_{(x,y) ~ D_g}[ 1[R(x, y) > τ_i] L(x, y; θ) ]     improve
 
-`rest` is that loop. The filters stand in filters.py, the paper's online baseline in online.py; what
-a run leaves on disk is run.py's business.
+`rest` is that loop. The filters stand in filters.py, the paper's online baseline in online.py, and
+methods.py has other papers' methods as settings of this loop; what a run leaves on disk is run.py's
+business.
 
-Left out: retraining the reward model as the policy moves; keeping the samples of earlier Grows.
+Left out: a reward model and a policy that learn at the same time.
 """
 
 import copy
@@ -34,15 +35,21 @@ from train import Pairs, Training, by_length, fit, pad
 class Settings:
     """What Algorithm 1 leaves open. Learning settings are the same for each Improve."""
 
-    grow: int = setting(2, "Grow steps G", low=1)
-    improve: tuple[int, ...] = setting((4, 3), "Improve steps I, one number for each Grow", low=0)
+    grow: int = setting(2, "Grow steps G", low=0)
+    improve: tuple[int, ...] = setting((4, 3), "Improve steps I, one number for each Grow, the "
+                                       "last one serving on", low=0)
+    unfiltered: bool = setting(True, "the first Grow begins with I = 0: BC on all of D_g")
     samples: int = setting(8, "samples per source in each Grow", low=1)
     grow_sources: int = setting(0, "sources of each Grow, drawn at random; 0 is all of D's", low=0)
-    temperature: float = setting(0.8, "sampling temperature of Grow", low=0)
+    temperature: tuple[float, ...] = setting((0.8,), "sampling temperature of Grow; of several, "
+                                             "each draws its share of the samples", low=0)
     top_k: int = setting(0, "Grow samples among the k likeliest tokens; 0 is off", low=0)
     top_p: float = setting(1.0, "Grow samples among the tokens that hold this probability",
                            low=1e-6, high=1)
     distinct: bool = setting(False, "keep equal outputs of a source only once")
+    keep_samples: bool = setting(False, "D_g holds the samples of all Grows, not only the last")
+    human: str = setting("filtered", "D's own pairs in D_g: filtered like the samples, kept whole, "
+                         "or left out", choices=("filtered", "whole", "out"))
     preferences: bool = setting(False, "train the reward model on preferences, not on ratings")
     filter: str = setting("auto", "what a threshold means: a reward; a quantile of D_g's rewards; "
                           "a percentile, a γ or a top-k within each source; auto is quantile, and "
@@ -50,6 +57,13 @@ class Settings:
                           choices=("auto", *FILTERS))
     thresholds: tuple[float, ...] = setting((), "one for each Improve, rising (falling for top), "
                                             "the last one serving on; default: filters.THRESHOLDS")
+    ties: bool = setting(False, "keep what equals the threshold too: ≥ in place of the paper's >")
+    cap: int = setting(0, "most samples of a source that an Improve keeps; 0: no limit", low=0)
+    start: str = setting("previous", "what an Improve starts from: the previous policy, BC, or, "
+                         "with BC's learning settings, the weights that BC itself began with",
+                         choices=("previous", "bc", "base"))
+    stop: str = setting("best", "an Improve ends with the checkpoint of the best reward on D_eval, "
+                        "or with its last update", choices=("best", "last"))
     loss: str = setting("bc", "what Improve minimises", choices=tuple(losses.LOSSES))
     updates: int = setting(300, "most updates of an Improve", low=1)
     batch_tokens: int = setting(2048, "padded tokens of a training batch", low=1)
@@ -61,9 +75,12 @@ class Settings:
     evaluate_every: int = setting(100, "updates between two looks at the reward on D_eval", low=1)
     patience: int = setting(2, "looks without a better reward before an Improve stops", low=1)
     value_updates: int = setting(300, "updates of the value model (OAC and BVMPO)", low=1)
+    bvmpo_epsilon: float = setting(0.1, "ε of V-MPO's temperature: the larger, the more the best "
+                                   "tokens outweigh the others", low=1e-6)
     gold_reward: str = setting("p", "GOLD's reward: product or sum", choices=("p", "s"))
     gold_sync: int = setting(100, "updates between two copies of GOLD's frozen policy", low=1)
     ppo_samples: int = setting(0, "samples for the PPO baseline; 0: as many as one Grow", low=0)
+    ppo_rows: int = setting(1, "rows of the results along PPO's way", low=1)
     ppo_batch: int = setting(512, "samples drawn for each PPO round", low=1)
     ppo_group: int = setting(8, "of which so many share a source, and its mean as their baseline",
                              low=2)
@@ -90,9 +107,11 @@ class Settings:
         if not all(0 <= value <= highest for value in self.thresholds):
             raise UserError(f"--thresholds {list(self.thresholds)}: with --filter {self.filter} "
                             f"they lie between 0 and {highest}")
-        if len(self.improve) < self.grow:
-            raise UserError(f"--grow {self.grow} needs as many numbers after --improve, which has "
-                            f"{list(self.improve)}")
+
+    def improves(self, g):
+        """The Improves of Grow g, by number; 0 is the one that keeps all of D_g."""
+        last = self.improve[min(g, len(self.improve)) - 1]
+        return range(0 if g == 1 and self.unfiltered else 1, last + 1)
 
     def training(self, **changes):
         """These settings as those of one `fit`."""
@@ -113,6 +132,8 @@ class Task:
     max_len: int  # longest output in tokens
     reward: Callable = None  # (sources, outputs) -> (n,) in [0, 1]; there once it is trained
     metrics: Callable = None  # (policy, sampled, greedy) -> dict: by reference, of test outputs
+    base: tuple = None  # (policy, Training): what BC began with, and how it was trained
+    refresh: Callable = None  # (policy, g) -> a new `reward` for Grow g > 1, if there is one
 
 
 # Whatever is drawn below has a generator of its own, seeded by settings.seed and one of these, or
@@ -185,16 +206,20 @@ def fingerprints(pairs):
     return own * np.uint64(2**32 + 15) + pairs.source.astype(np.uint64) * np.uint64(2**61 - 1)
 
 
-def describe(pairs, seconds):
-    """What one looks at after a Grow; pairs are D_g, scored."""
-    drawn = pairs.select(~pairs.human)
-    ends = drawn.tokens[drawn.starts[1:] - 1] == EOS
-    return {"reward_samples": float(drawn.reward.mean()),
-            "reward_data": float(pairs.reward[pairs.human].mean()),
+def describe(D_g, samples, seconds):
+    """What one looks at after a Grow that drew `samples` in so many seconds; D_g is scored."""
+    ends = samples.tokens[samples.starts[1:] - 1] == EOS
+    return {"reward_samples": mean(D_g.reward[~D_g.human]),
+            "reward_data": mean(D_g.reward[D_g.human]),
             "truncated": float(1 - ends.mean()),
-            "distinct": float(distinct(drawn).mean()),
-            "entropy": float(-drawn.logprobs.mean()),
-            "tokens_per_second": len(drawn.tokens) / max(seconds, 1e-9)}
+            "distinct": float(distinct(samples).mean()),
+            "entropy": float(-samples.logprobs.mean()),
+            "tokens_per_second": len(samples.tokens) / max(seconds, 1e-9)}
+
+
+def mean(x):
+    """Of numbers or booleans; None if there are none."""
+    return float(x.mean()) if len(x) else None
 
 
 # -------------------------------------------------------------------------------------- Improve
@@ -258,7 +283,7 @@ def improve(policy, pairs, sources, settings, hp, seed, loss="bc", frozen=Frozen
             return losses.oac(logprobs, advantages, batch.mask)
         kl = losses.kl_divergence(logits_of(frozen.behaviour, batch), logits)
         return losses.bvmpo(logprobs, advantages, kl, batch.mask, log_eta,
-                            losses.anneal(progress))
+                            losses.anneal(progress), settings.bvmpo_epsilon)
 
     lengths = pairs.padded_lengths(sources)
     extra = (log_eta,) if loss == "bvmpo" else ()
@@ -342,6 +367,7 @@ def bc_row(bc, task, settings, run):
     def make():
         row = {"name": "BC", "loss": "bc", "grow": 0, "improve": 0, "threshold": None,
                "kept_samples": None, "kept_data": 1.0, "samples": 0, "distinct_samples": 0,
+               "tokens_drawn": 0, "grow_seconds": 0.0,
                **evaluate(bc, bc, task, settings), "seconds": run.seconds("bc")}
         run.log("row", **row)
         return {"row": row}
@@ -368,44 +394,58 @@ def rest(bc, task, settings, run):
 
     run.step(name, make) calls make() once, and on resuming gives back what it made.
     """
-    policy, drawn, fingers = bc, 0, []
+    policy, pool, fingers = bc, [], []
+    counts = {"samples": 0, "tokens_drawn": 0, "grow_seconds": 0.0}
     for g in range(1, settings.grow + 1):
+        if g > 1 and task.refresh:
+            task.reward = task.refresh(policy, g)
         # Grow: samples of the current policy, joined with D; all scored once.
         samples = run.step(f"grow-{g}", lambda: sample_sources(policy, task, settings, g, run))
-        D_g = run.step(f"score-{g}", lambda: score_all(samples, task, settings, g, run))
+        pool = [*(pool if settings.keep_samples else []), samples]
+        D_g = run.step(f"score-{g}", lambda: score_all(pool, task, settings, g, run))
         fingers.append(fingerprints(samples))
-        drawn += settings.samples * len(some_sources(task, settings, g))
-        counts = {"samples": drawn,
-                  "distinct_samples": len(np.unique(np.concatenate(fingers)))}
+        counts["samples"] += settings.samples * len(some_sources(task, settings, g))
+        counts["distinct_samples"] = len(np.unique(np.concatenate(fingers)))
+        counts["tokens_drawn"] += len(samples.tokens)
+        counts["grow_seconds"] += run.seconds(f"grow-{g}") + run.seconds(f"score-{g}")
         frozen = Frozen(bc, behaviour=policy, value=behaviour_value(policy, D_g, task, settings,
                                                                     run, g))
         # Improve: ever stricter filters, ever lower learning rates, each from the policy before.
         # The first Grow begins with no filter: what Grow alone is worth, the paper's I = 0.
-        for i in range(0 if g == 1 else 1, settings.improve[g - 1] + 1):
+        for i in settings.improves(g):
             kept, tau = select(D_g, settings, i)
-            hp = settings.training(lr=settings.lr * settings.lr_decay**i)
             row = {"name": "ReST", "loss": settings.loss if i else "bc", "grow": g, "improve": i,
-                   "threshold": tau, "kept_samples": float(kept[~D_g.human].mean()),
-                   "kept_data": float(kept[D_g.human].mean()), **counts}
-            policy, row = improve_step(policy, D_g.select(kept), task, settings, hp, frozen, run,
-                                       row)
+                   "threshold": tau, "kept_samples": mean(kept[~D_g.human]),
+                   "kept_data": mean(kept[D_g.human]), **counts}
+            policy, row = improve_step(policy, D_g.select(kept), task, settings, frozen, run, row)
             yield row, policy, D_g
 
 
 def sample_sources(policy, task, settings, g, run):
     """Grow's samples: N outputs for each of this Grow's sources, indexed like task.sources."""
     chosen = some_sources(task, settings, g)
-    samples = grow(policy, [task.sources[i] for i in chosen], settings.samples, (settings.seed, g),
-                   task.max_len, settings.temperature, settings.top_k, settings.top_p,
-                   settings.rows, settings.precision, run.progress(f"Grow {g}"))
-    samples = replace(samples, source=chosen[samples.source])
-    return samples.select(distinct(samples)) if settings.distinct else samples
+    sources, parts = [task.sources[i] for i in chosen], []
+    for k, temperature in enumerate(settings.temperature):
+        n = len(range(k, settings.samples, len(settings.temperature)))  # its share of the samples
+        if n:
+            parts.append(grow(policy, sources, n, (settings.seed, g, k)[: 2 + (k > 0)],
+                              task.max_len, temperature, settings.top_k, settings.top_p,
+                              settings.rows, settings.precision, run.progress(f"Grow {g}")))
+    samples = Pairs.join(parts)
+    return replace(samples, source=chosen[samples.source])
 
 
-def score_all(samples, task, settings, g, run):
-    """D_g: the samples and D, scored; and a line about them, and a warning where one is due."""
-    D_g = score(Pairs.join([samples, task.data]), task.sources, task.reward)
-    run.log("grow", grow=g, **describe(D_g, run.seconds(f"grow-{g}")))
+def score_all(pool, task, settings, g, run):
+    """D_g: the samples and D, scored; and a line about them, and a warning where one is due.
+
+    pool: the samples of each Grow that counts, the last one being this Grow's.
+    """
+    samples = Pairs.join(pool)
+    if settings.distinct:
+        samples = samples.select(distinct(samples))
+    human = [task.data] if settings.human != "out" else []
+    D_g = score(Pairs.join([samples, *human]), task.sources, task.reward)
+    run.log("grow", grow=g, **describe(D_g, pool[-1], run.seconds(f"grow-{g}")))
     tau = select(D_g, settings, 1)[1]
     if settings.filter in GLOBAL and tau <= D_g.reward.mean():
         # τ_1 > V(π) = E_{D_g}[R] is what makes the next policy's V rise
@@ -423,20 +463,27 @@ def some_sources(task, settings, g):
     return np.sort(rng.choice(n, settings.grow_sources, replace=False)).astype(np.int32)
 
 
-def improve_step(policy, pairs, task, settings, hp, frozen, run, row):
-    """One Improve, from a copy of `policy` -> (new policy, its row). Nothing kept: skipped."""
+def improve_step(policy, pairs, task, settings, frozen, run, row):
+    """One Improve on `pairs` -> (new policy, its row). Nothing kept: the policy stays."""
     g, i = row["grow"], row["improve"]
-    name, new = f"improve-{g}-{i}", copy.deepcopy(policy)
+    name, hp = f"improve-{g}-{i}", settings.training(lr=settings.lr * settings.lr_decay**i)
+    start = {"previous": policy, "bc": frozen.bc}.get(settings.start)
+    if settings.start == "base":
+        start, hp = task.base
+    new = copy.deepcopy(start if len(pairs) else policy)
+    on_eval = (lambda: mean_reward(new, task, settings)) if settings.stop == "best" else None
 
     def make():
-        begin = time.monotonic()
+        begin, fitted = time.monotonic(), {"updates": 0, "units": 0, "seconds": 0.0}
         if len(pairs):
-            improve(new, pairs, task.sources, settings, hp, seed_of(settings.seed, g, i),
-                    row["loss"], frozen, evaluate=lambda: mean_reward(new, task, settings),
-                    log=run.logger(name), checkpoint=run.checkpoint, title=f"Improve {g},{i}")
+            fitted = improve(new, pairs, task.sources, settings, hp, seed_of(settings.seed, g, i),
+                             row["loss"], frozen, evaluate=on_eval, log=run.logger(name),
+                             checkpoint=run.checkpoint, title=f"Improve {g},{i}")
         else:
             run.log("warning", text=f"{name}: the filter kept nothing, so it is skipped")
-        done = row | evaluate(new, frozen.bc, task, settings)
+        done = row | {"updates": fitted["updates"], "tokens_trained": fitted["units"],
+                      "train_seconds": fitted["seconds"]}
+        done |= evaluate(new, frozen.bc, task, settings)
         done["seconds"] = time.monotonic() - begin
         run.log("row", **done)
         return {"policy": new.state_dict(), "row": done}

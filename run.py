@@ -48,10 +48,13 @@ def setting(default, text, choices=None, low=None, high=None):
 
 
 def check_settings(settings):
-    """UserError for the first value, or part of a tuple, outside of its field's bounds."""
+    """UserError for the first value, or part of a tuple, outside of its field's bounds or choices."""
     for field in dataclasses.fields(settings):
-        low, high = field.metadata.get("low"), field.metadata.get("high")
+        low, high, choices = (field.metadata.get(k) for k in ("low", "high", "choices"))
         given = getattr(settings, field.name)
+        if choices and given not in choices:
+            raise UserError(f"--{field.name.replace('_', '-')} {given}: must be one of "
+                            + ", ".join(choices))
         for value in given if isinstance(given, tuple) else (given,):
             if low is not None and not value >= low or high is not None and not value <= high:
                 raise UserError(f"--{field.name.replace('_', '-')} {value}: must be at least {low}"
@@ -71,16 +74,17 @@ class RunSettings:
     device: str = setting("", "cpu or cuda (default: cuda where there is one)")
 
 
-def parse(cls, argv=None, description="", presets=None):
+def parse(cls, argv=None, description="", **named):
     """An instance of the dataclass `cls` from the command line; an unknown flag is an error.
 
-    presets: named dicts of other defaults, chosen by --preset.
+    named: tables of named sets of defaults, {name: {setting: value}}, each chosen by the flag that
+    the table is passed as; the first of a table is its default, and later tables win.
     """
     parser = argparse.ArgumentParser(description=description, allow_abbrev=False,
                                      formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    if presets:
-        parser.add_argument("--preset", choices=list(presets), default=next(iter(presets)),
-                            help="named set of defaults")
+    for flag, table in named.items():
+        parser.add_argument("--" + flag, choices=list(table), default=next(iter(table)),
+                            help=f"named set of defaults: {flag}")
     for field in dataclasses.fields(cls):
         kind, many = plain_type(field.type)
         how = ({"action": argparse.BooleanOptionalAction} if kind is bool else
@@ -89,12 +93,13 @@ def parse(cls, argv=None, description="", presets=None):
             how["nargs"] = "+"
         parser.add_argument("--" + field.name.replace("_", "-"), default=field.default,
                             help=field.metadata.get("help", "-"), **how)
-    if presets:
+    if named:
         chosen, _ = parser.parse_known_args(argv)
-        parser.set_defaults(**presets[chosen.preset])
+        for flag, table in named.items():
+            parser.set_defaults(**table[getattr(chosen, flag)])
     values = vars(parser.parse_args(argv))
-    values.pop("preset", None)
-    return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+    return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()
+                  if k not in named})
 
 
 def plain_type(annotation):
@@ -190,10 +195,11 @@ class Run:
         if event == "warning":
             tqdm.write("warning: " + values["text"])
         if event == "grow":
-            tqdm.write("Grow {grow}: mean reward {0:.1f} of samples, {1:.1f} of D; {distinct:.0%} "
-                       "distinct, {truncated:.1%} cut off; entropy {entropy:.2f}; "
-                       "{tokens_per_second:.0f} tokens/s".format(
-                           100 * values["reward_samples"], 100 * values["reward_data"], **values))
+            of_data = values["reward_data"]
+            tqdm.write("Grow {grow}: mean reward {0:.1f} of samples{1}; {distinct:.0%} distinct, "
+                       "{truncated:.1%} cut off; entropy {entropy:.2f}; {tokens_per_second:.0f} "
+                       "tokens/s".format(100 * values["reward_samples"], "" if of_data is None
+                                         else f", {100 * of_data:.1f} of D", **values))
 
     def logger(self, step):
         return lambda event: self.log("train", step=step, **event)
@@ -204,7 +210,7 @@ class Run:
 
     def progress(self, title):
         """Wraps an iterable in a progress bar."""
-        return lambda items: tqdm(items, desc=title, leave=False, dynamic_ncols=True)
+        return lambda items: tqdm(items, desc=title, leave=False, dynamic_ncols=True, disable=None)
 
     def save_json(self, name, content):
         write(self.folder / name, lambda f: f.write(json.dumps(content, indent=1).encode()))

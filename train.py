@@ -196,8 +196,9 @@ def fit(model, loss_of, lengths, units, hp, seed, evaluate=None, log=None, check
     a held-out score, higher is better, looked at before the first and then every
     hp.evaluate_every updates; without it all updates are made and the last weights stand.
     extra: more parameters to train beside the model's, at hp.extra_lr. optimizer: one that
-    outlives this call. log(event dict) after each evaluation. title: of a progress bar, if any.
-    Returns {"updates", "score", "seconds"}: of the best checkpoint, and of the whole call.
+    outlives this call. log(event dict) after each evaluation. title: of a progress bar, if any;
+    tqdm shows none where no one looks at a terminal.
+    Returns {"updates", "score"} of the best checkpoint, {"units", "seconds"} of the whole call.
     """
     parameters = list(model.parameters())
     optimizer = optimizer or adamw(parameters, hp)
@@ -205,7 +206,7 @@ def fit(model, loss_of, lengths, units, hp, seed, evaluate=None, log=None, check
         optimizer.add_param_group({"params": list(extra)})
     stream = batches(lengths, hp.batch_tokens, seed)
     state = {"update": 0, "since": 0, "score": -np.inf, "best": None, "best_update": 0,
-             "loss": 0.0, "units": 0}
+             "loss": 0.0, "units": 0, "trained": 0}
     device = parameters[0].device.type
     with torch.random.fork_rng():  # dropout draws from the global generator: leave it as it was
         torch.manual_seed(seed)
@@ -215,7 +216,7 @@ def fit(model, loss_of, lengths, units, hp, seed, evaluate=None, log=None, check
                 next(stream)
         begin = saved = time.monotonic()
         bar = tqdm(desc=title, total=hp.updates, initial=state["update"], leave=False,
-                   disable=title is None, dynamic_ncols=True)
+                   disable=True if title is None else None, dynamic_ncols=True)
         while True:
             update = state["update"]
             if checkpoint is not None and time.monotonic() - saved > SAVE_EVERY:
@@ -232,6 +233,7 @@ def fit(model, loss_of, lengths, units, hp, seed, evaluate=None, log=None, check
             model.train(hp.dropout)
             state["loss"] += step(optimizer, loss_of, micro, n, update, hp, device)
             state["units"] += n
+            state["trained"] += int(n)
             state["update"] += 1
             bar.update()
         bar.close()
@@ -241,7 +243,8 @@ def fit(model, loss_of, lengths, units, hp, seed, evaluate=None, log=None, check
         checkpoint.unlink(missing_ok=True)
     model.eval()
     return {"updates": state["best_update"] if evaluate else state["update"],
-            "score": state["score"], "seconds": time.monotonic() - begin}
+            "score": state["score"], "units": state["trained"],
+            "seconds": time.monotonic() - begin}
 
 
 def step(optimizer, loss_of, micro, n, update, hp, device):

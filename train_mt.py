@@ -16,6 +16,7 @@ Left out: back-translation, ensembling, sub-word regularisation, tagging of lang
 """
 
 import argparse
+import copy
 import importlib
 import pickle
 import sys
@@ -29,6 +30,7 @@ from tqdm import tqdm
 import rest
 import reward as rm
 from data import Tokenizer, download_multi30k, read_parallel, read_ratings
+from methods import METHODS
 from model import EOS, Config, Transformer, beam_search
 from online import online
 from report import Report, best_of_n_table, finish, label, look, verdict
@@ -284,9 +286,11 @@ def behaviour_cloning(task, texts, settings, run, device):
         tqdm.write(f"  BC {event['update']:6d} updates  loss {event['loss']:.3f}  "
               f"validation BLEU {event['score']:.1f}  {event['seconds']:.0f} s")
 
+    hp = settings.training(updates=settings.bc_updates, lr=settings.bc_lr, warmup=400,
+                           evaluate_every=settings.bc_evaluate_every, patience=1000)
+    task.base = copy.deepcopy(policy), hp
+
     def make():
-        hp = settings.training(updates=settings.bc_updates, lr=settings.bc_lr, warmup=400,
-                               evaluate_every=settings.bc_evaluate_every, patience=1000)
         done = rest.improve(policy, task.data, task.sources, settings, hp, settings.seed,
                             evaluate=validation_bleu, log=show, checkpoint=run.checkpoint,
                             title="BC")
@@ -383,7 +387,8 @@ def best_of_n(name, policy, task, texts, settings):
 
 
 def train(argv):
-    settings = parse(Settings, argv, __doc__.split("\n")[0], PRESETS)
+    settings = parse(Settings, argv, __doc__.split("\n")[0], preset=PRESETS,
+                     method=METHODS)
     sacrebleu()
     run, device = Run(settings, "mt"), choose_device(settings.device)
     texts = Texts(settings, run)
@@ -404,14 +409,18 @@ def train(argv):
                           "val_bleu", "entropy", "kl_to_bc", "kept_samples", "kept_data", "samples",
                           "seconds"],
                     lambda policy, row: examples(policy, row, task, texts, settings))
-    report.add(rest.bc_row(bc, task, settings, run), bc)
+    row, policy = rest.bc_row(bc, task, settings, run), bc
+    report.add(row, policy)
     for row, policy, D_g in rest.rest(bc, task, settings, run):
         report.add(row, policy)
-    last = label(row)
+    name, last = "ReST", label(row)
     if settings.ppo:
-        report.add(*online(bc, task, settings, run))
+        for ppo_row, ppo_policy in online(bc, task, settings, run):
+            report.add(ppo_row, ppo_policy)
+        if settings.grow == 0:
+            name, last, policy = "PPO", "PPO", ppo_policy
     best = run.step("best-of-n", lambda: {"rows": [
-        entry for name, p in (("BC", bc), ("ReST", policy))
+        entry for name, p in (("BC", bc), (name, policy))
         for entry in best_of_n(name, p, task, texts, settings)]})["rows"]
     print(report)
     print(best_of_n_table(best))

@@ -13,15 +13,17 @@ The oracle stands in for the paper's human evaluation: reported, never trained o
 Left out: everything about real text, which train_mt.py has.
 """
 
-from dataclasses import dataclass
+import copy
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
 import rest
 import reward as rm
+from methods import METHODS
 from model import EOS, Config, Transformer
-from run import Run, RunSettings, choose_device, guarded, parse, setting, valid
+from run import Run, RunSettings, UserError, choose_device, guarded, parse, setting, valid
 from online import online
 from report import Report, best_of_n_table, finish, label, look, verdict
 from train import Pairs
@@ -29,6 +31,7 @@ from train import Pairs
 WORDS, HABITS, ADJECTIVES = 32, 10, 8  # of the language
 HABIT_RATE, NOISE_RATE = 0.55, 0.07  # how often a habit, a random word, spoils a demonstration
 MAX_LEN = 16
+DATA, DEMONSTRATORS, RATERS, JUDGED = 2, 3, 4, 5  # purposes of random numbers
 
 
 @dataclass
@@ -41,6 +44,8 @@ class Settings(RunSettings, rest.Settings):
                                                     "of the rated outputs of each", low=0)
     rating_noise: float = setting(0.7, "standard deviation of a rating, on the scale of 0 to 6",
                                   low=0)
+    refresh: bool = setting(False, "share the ratings out over the Grows: before each, its policy's "
+                            "outputs are rated and the reward model is trained anew on all ratings")
     updates: int = setting(150, "most updates of an Improve", low=1)
     evaluate_every: int = setting(75, "updates between two looks at the reward on D_eval", low=1)
     lr: float = setting(1e-3, "peak learning rate of an Improve, times lr_decay^i", low=0)
@@ -56,6 +61,12 @@ class Settings(RunSettings, rest.Settings):
     test_sources: int = setting(1000, "test sources", low=1)
     ppo: bool = setting(True, "run the PPO baseline")
     best_of: int = setting(64, "largest N of best-of-N", low=1)
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.refresh and self.rated_sources < self.grow:
+            raise UserError(f"--refresh shares --rated-sources {self.rated_sources} out over "
+                            f"--grow {self.grow} Grows: too few")
 
 
 # ------------------------------------------------------------------------------------ the language
@@ -137,47 +148,98 @@ def rate(language, sources, outputs, noise, rng):
 # ------------------------------------------------------------------------------------- the program
 
 
-def main(argv=None):
-    settings = parse(Settings, argv, __doc__.split("\n")[0])
-    run = Run(settings, "toy")
-    device = choose_device(settings.device)
+@dataclass
+class Toy:
+    """A seed's problem, and what comes before Algorithm 1."""
+
+    language: Language
+    task: rest.Task
+    bc: Transformer
+    reward_model: rm.RewardModel  # the newest
+
+
+def stream(settings, *purpose):
+    """The random numbers of one purpose: more of one of the data shifts nothing in the others."""
+    return np.random.default_rng((settings.seed, *purpose))
+
+
+def prepare(settings, run, device):
+    """The language, D, the BC policy and the reward model -> Toy."""
     language = Language(settings.seed)
-    print(f"{run.folder}: ReST on an invented language, seed {settings.seed}, on {device}")
-    rng = np.random.default_rng((settings.seed, 2))
-    sources = language.sources(settings.demonstrations, rng)
+    sizes = (settings.demonstrations, settings.rated_sources, settings.eval_sources,
+             settings.test_sources)
+    sources, rated_sources, held_out, test_sources = (
+        language.sources(n, stream(settings, DATA, k)) for k, n in enumerate(sizes))
+    rng = stream(settings, DEMONSTRATORS)
     demonstrations = [language.demonstrate(x, rng) for x in sources]
-    rated_sources = language.sources(settings.rated_sources, rng)
-    held_out = language.sources(settings.eval_sources, rng)
     task = rest.Task(sources, Pairs.of(range(len(sources)), demonstrations, human=True), held_out,
-                     language.sources(settings.test_sources, rng), MAX_LEN)
-    if settings.show:
-        return look(run, settings, lambda i: language.text(sources[i]), language.text)
+                     test_sources, MAX_LEN)
     print(f"D: {len(sources)} demonstrations, oracle "
           f"{100 * language.oracle(sources, demonstrations).mean():.1f}")
 
     bc = behaviour_cloning(task, language, settings, run, device)
-    model = train_reward_model(bc, rated_sources, held_out, language, settings, run)
-    task.reward = model.score
-    task.metrics = lambda policy, sampled, greedy: {
-        "oracle": float(language.oracle(task.test_sources, sampled.targets()).mean()),
-        "greedy_oracle": float(language.oracle(task.test_sources, greedy.targets()).mean())}
+    shares, rated = [np.arange(len(rated_sources))], []
+    if settings.refresh and settings.grow > 1:
+        shares = np.array_split(shares[0], settings.grow)
 
-    last = settings.improve[settings.grow - 1]
+    def train_on_ratings(policy, g):
+        """Rate outputs of `policy`, and train a reward model on all ratings so far."""
+        rated.append(run.step(f"rated-{g}", lambda: rate_samples(
+            policy, rated_sources, shares[g - 1], language, settings, g)))
+        return reward_model(bc, rated_sources, Pairs.join(rated), held_out, language, settings,
+                            run, g)
+
+    toy = Toy(language, task, bc, train_on_ratings(bc, 1))
+    task.reward = toy.reward_model.score
+
+    def refresh(policy, g):
+        toy.reward_model = train_on_ratings(policy, g)
+        return toy.reward_model.score
+
+    def metrics(policy, sampled, greedy):
+        oracle, greedy_oracle = (language.oracle(task.test_sources, x.targets())
+                                 for x in (sampled, greedy))
+        return {"oracle": float(oracle.mean()), "greedy_oracle": float(greedy_oracle.mean()),
+                "reward_error": float(np.sqrt(np.mean((sampled.reward - oracle) ** 2)))}
+
+    task.metrics = metrics
+    task.refresh = refresh if settings.refresh else None
+    return toy
+
+
+def main(argv=None):
+    settings = parse(Settings, argv, __doc__.split("\n")[0], method=METHODS)
+    run = Run(settings, "toy")
+    device = choose_device(settings.device)
+    print(f"{run.folder}: ReST on an invented language, seed {settings.seed}, on {device}")
+    if settings.show:
+        language = Language(settings.seed)
+        sources = language.sources(settings.demonstrations, stream(settings, DATA, 0))
+        return look(run, settings, lambda i: language.text(sources[i]), language.text)
+    toy = prepare(settings, run, device)
+    task, language, bc = toy.task, toy.language, toy.bc
+
     report = Report(run, ["reward", "greedy_reward", "oracle", "greedy_oracle", "entropy",
                           "kl_to_bc", "kept_samples", "kept_data", "samples", "distinct_samples",
                           "seconds"], lambda policy, row: examples(policy, row, task, language,
                                                             settings))
-    report.add(rest.bc_row(bc, task, settings, run), bc, show=True)
+    row, policy = rest.bc_row(bc, task, settings, run), bc
+    report.add(row, policy, show=True)
     for row, policy, D_g in rest.rest(bc, task, settings, run):
-        report.add(row, policy, show=row["grow"] == settings.grow and row["improve"] == last)
+        at_end = row["grow"] == settings.grow and row["improve"] == settings.improves(row["grow"])[-1]
+        report.add(row, policy, show=at_end)
+    name = "ReST"
     if settings.ppo:
-        report.add(*online(bc, task, settings, run))
+        for row, ppo_policy in online(bc, task, settings, run):
+            report.add(row, ppo_policy)
+        if settings.grow == 0:
+            name, policy = "PPO", ppo_policy
     best = run.step("best-of-n", lambda: {"rows": [
-        entry for name, p in (("BC", bc), ("ReST", policy))
+        entry for name, p in (("BC", bc), (name, policy))
         for entry in best_of_n(name, p, task, language, settings)]})["rows"]
     print(report)
     print(best_of_n_table(best))
-    finish(run, "toy", report.rows, best, policy, model)
+    finish(run, "toy", report.rows, best, policy, toy.reward_model)
 
 
 def examples(policy, row, task, language, settings, count=3):
@@ -213,9 +275,10 @@ def behaviour_cloning(task, language, settings, run, device):
     policy = Transformer(valid(Config, language.vocab_size, settings.d_model, 4, settings.layers,
                                settings.layers, 4 * settings.d_model, settings.dropout, MAX_LEN))
     policy.to(device)
+    hp = settings.training(updates=settings.bc_updates, lr=settings.bc_lr, warmup=100)
+    task.base = copy.deepcopy(policy), replace(hp, patience=1000)  # an Improve looks at D_eval
 
     def make():
-        hp = settings.training(updates=settings.bc_updates, lr=settings.bc_lr, warmup=100)
         done = rest.improve(policy, task.data, task.sources, settings, hp, settings.seed,
                             log=run.logger("bc"), checkpoint=run.checkpoint, title="BC")
         return {"policy": policy.state_dict(), **done}
@@ -225,18 +288,39 @@ def behaviour_cloning(task, language, settings, run, device):
     return policy.eval()
 
 
-def train_reward_model(bc, rated_sources, held_out, language, settings, run):
-    """A reward model from noisy ratings of BC's samples, and how good it is."""
+def rate_samples(policy, sources, index, language, settings, g):
+    """The policy's samples for the sources at `index`, one at each temperature, as raters see them.
+
+    -> Pairs whose reward is the rating.
+    """
+    rng = stream(settings, RATERS, g)
+    drawn = samples_at(policy, [sources[i] for i in index], settings, rng,
+                       settings.rated_temperatures)
+    drawn = replace(drawn, source=index[drawn.source].astype(np.int32))
+    drawn.reward[:] = rate(language, [sources[i] for i in drawn.source], drawn.targets(),
+                           settings.rating_noise, rng)
+    return drawn
+
+
+def samples_at(policy, sources, settings, rng, temperatures):
+    """One sample of each source at each temperature."""
+    return Pairs.join([
+        rest.grow(policy, sources, 1, (settings.seed, int(rng.integers(2**31))), MAX_LEN,
+                  temperature=t) for t in temperatures])
+
+
+def reward_model(bc, rated_sources, rated, held_out, language, settings, run, g):
+    """A reward model from noisy ratings, and how good it is on BC's samples of D_eval."""
+    name = "reward" if g == 1 else f"reward-{g}"
+
     def make():
-        rng = np.random.default_rng((settings.seed, 3))
-        rated = rated_samples(bc, rated_sources, language, settings, rng,
-                              settings.rated_temperatures)
         hp = settings.training(updates=settings.reward_updates, lr=settings.reward_lr, warmup=50)
         model = rm.RewardModel.from_policy(bc)
         rm.train_reward(model, rated_sources, rated, hp, settings.seed,
-                        preferences=settings.preferences, log=run.logger("reward"),
+                        preferences=settings.preferences, log=run.logger(name),
                         checkpoint=run.checkpoint, title="reward model")
-        test = rated_samples(bc, held_out, language, settings, rng, 4 * [1.0])
+        test = samples_at(bc, held_out, settings, stream(settings, JUDGED),
+                          4 * [1.0])
         exact = language.oracle([held_out[i] for i in test.source], test.targets())
         test.reward[:] = exact  # judged by the truth, trained on noisy ratings
         references = [language.translate(x) for x in held_out]
@@ -248,20 +332,10 @@ def train_reward_model(bc, rated_sources, held_out, language, settings, run):
         return {"reward": model.state_dict(), "judged": judged, "unit_tests": tests}
 
     model = rm.RewardModel.from_policy(bc)
-    made = run.step("reward", make)
+    made = run.step(name, make)
     model.load_state_dict(made["reward"])
     print(rm.table(made["judged"], made["unit_tests"]))
     return model.eval()
-
-
-def rated_samples(bc, sources, language, settings, rng, temperatures):
-    """BC's samples, one at each temperature, with a rater's scores."""
-    parts = [rest.grow(bc, sources, 1, (settings.seed, int(rng.integers(2**31))), MAX_LEN,
-                       temperature=t) for t in temperatures]
-    drawn = Pairs.join(parts)
-    drawn.reward[:] = rate(language, [sources[i] for i in drawn.source], drawn.targets(),
-                           settings.rating_noise, rng)
-    return drawn
 
 
 if __name__ == "__main__":

@@ -93,6 +93,28 @@ def test_improve_draws_the_rows(task, metric, scale):
     assert reward["greedy_reward"].get_linestyle() == "--"
 
 
+@pytest.mark.parametrize("task, names", [("toy", ["improve", "best_of_n"]),
+                                         ("mt", ["improve", "best_of_n", "tradeoff"])])
+def test_a_run_without_a_grow(tmp_path, task, names):
+    results = made_up(task)
+    results["rows"] = [results["rows"][0], results["rows"][-1]]
+    drawn = figures.draw(write(tmp_path / "run", results, grows=0))
+    assert [path.stem for path in drawn] == names
+    ax = figures.improve(results).axes[0]
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["BC"]
+    assert list(lines(ax)["reward"].get_ydata()) == [50] and "PPO reward" in lines(ax)
+
+
+def test_rewards_of_a_D_g_without_D(tmp_path):
+    folder = write(tmp_path / "run", made_up("toy"))
+    for g in (1, 2):
+        path = folder / "steps" / f"score-{g}.npz"
+        pairs = Pairs.load(path)
+        pairs.select(~pairs.human).save(path)
+    ax, = figures.rewards(folder).axes
+    assert set(lines(ax)) == {"mean of Grow 1", "mean of Grow 2"}
+
+
 def test_a_toy_shares_its_scale_and_a_translation_does_not():
     def limits(task):
         return [ax.get_ylim() for ax in figures.improve(made_up(task)).axes]

@@ -1,11 +1,13 @@
 """report.py: rows as lines, best-of-N as a table, and a look into made-up pairs."""
 
 import json
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+import rest
 from report import COLUMNS, Report, best_of_n_table, chosen, label, look, over_runs, verdict
 from run import Run, RunSettings, UserError
 from train import Pairs
@@ -31,12 +33,18 @@ def test_labels_are_the_papers(row, name):
 
 
 def test_the_verdict_on_an_example():
-    row, settings = ROW | {"threshold": 0.5}, SimpleNamespace(filter="quantile")
+    row, settings = ROW | {"threshold": 0.5}, SimpleNamespace(filter="quantile", ties=False)
     assert verdict(0.6, row, settings) == "kept "
     assert verdict(0.5, row, settings) == verdict(0.4, row, settings) == "dropped "  # strictly >
     assert verdict(0.6, ROW | {"threshold": None}, settings) == ""  # BC, I = 0, PPO
     for name in ("percentile", "gamma", "top"):  # a line of its own for each source
-        assert verdict(0.6, row, SimpleNamespace(filter=name)) == ""
+        assert verdict(0.6, row, SimpleNamespace(filter=name, ties=False)) == ""
+
+
+def test_the_verdict_with_ties():
+    row, settings = ROW | {"threshold": 0.5}, SimpleNamespace(filter="quantile", ties=True)
+    assert verdict(0.6, row, settings) == verdict(0.5, row, settings) == "kept "
+    assert verdict(0.4, row, settings) == "dropped "
 
 
 def test_a_line_stands_under_its_head(run):
@@ -134,8 +142,12 @@ def test_chosen_of_fewer_than_asked_for():
     assert found["dropped, best"] == found["dropped, worst"] == [0]
 
 
-SETTINGS = SimpleNamespace(grow=2, improve=(2, 1), thresholds=(0.25, 0.6), filter="threshold",
-                           show=1)
+@dataclass
+class Settings(RunSettings, rest.Settings):
+    """As the programs have them."""
+
+
+SETTINGS = Settings(grow=2, improve=(2, 1), thresholds=(0.25, 0.6), filter="threshold", show=1)
 
 
 def save_grow(run, g, reward):
@@ -166,12 +178,45 @@ def test_look(run, capsys):
 def test_look_tells_humans_from_samples_and_sees_each_grow(run, capsys):
     save_grow(run, 1, REWARD)
     save_grow(run, 2, 1 - REWARD)
-    look(run, SimpleNamespace(**vars(SETTINGS) | {"show": 9}), str, str)
+    look(run, replace(SETTINGS, show=9), str, str)
     out = capsys.readouterr().out
     assert out.count("Grow 1, ") == 2 and out.count("Grow 2, ") == 1
     first = out.split("\n\n")[0]
     assert all((" human " in line) == (line.split()[3][-1] in "56")
                for line in first.splitlines() if "  ->  " in line)
+
+
+def heads(out):
+    return [line for line in out.splitlines() if line.startswith("Grow")]
+
+
+def test_look_at_the_improves_that_there_were(run, capsys):
+    """The last number of `improve` serves on; I = 0 has no filter to look at."""
+    for g in (1, 2, 3):
+        save_grow(run, g, REWARD)
+    for unfiltered in (True, False):
+        look(run, replace(SETTINGS, grow=3, unfiltered=unfiltered), str, str)
+        assert [line.split(":")[0] for line in heads(capsys.readouterr().out)] == [
+            "Grow 1, Improve 1", "Grow 1, Improve 2", "Grow 2, Improve 1", "Grow 3, Improve 1"]
+
+
+def test_look_with_every_switch_of_the_filter(run, capsys):
+    save_grow(run, 1, REWARD)  # two of the seven are human: 0.8 and 0.5
+    for changes, kept, of_D in [(dict(human="whole"), 4, 100), (dict(), 3, 50),
+                                (dict(cap=1), 3, 50), (dict(thresholds=(0.5,), ties=True), 5, 100)]:
+        look(run, replace(SETTINGS, **dict(grow=1, improve=(1,), thresholds=(0.6,)) | changes),
+             str, str)
+        line, = heads(capsys.readouterr().out)
+        assert f"keeps {kept} of 7 pairs, {of_D}% of D" in line
+
+
+def test_look_at_a_D_g_without_D(run, capsys):
+    n = len(REWARD)
+    Pairs.of(np.arange(n), n * [np.array([10, 2])], reward=REWARD).save(
+        run.folder / "steps" / "score-1.npz")
+    look(run, replace(SETTINGS, human="out"), str, str)
+    out = capsys.readouterr().out
+    assert "keeps 6 of 7 pairs, 0% of D" in out and " human " not in out
 
 
 def test_look_at_nothing(run):

@@ -18,10 +18,10 @@ import rest
 import train
 from model import BOS, EOS, PAD, Config, Transformer, token_logprobs
 from reward import ValueModel
-from filters import FILTERS, THRESHOLDS, select
+from filters import FILTERS, GLOBAL, THRESHOLDS, select
 from rest import (Frozen, Settings, Task, collect, describe, distinct, evaluate, fingerprints,
                   grow, improve, logprobs_of, score)
-from run import UserError
+from run import Run, RunSettings, Stopped, UserError
 from train import Pairs, Training, pad
 
 WORDS, FILLER = 4, 11
@@ -214,6 +214,59 @@ def test_of_equal_rewards_none_is_above(level):
             assert not FILTERS["gamma"](source, reward, tau).any(), tau
 
 
+def test_with_ties_what_equals_the_threshold_is_kept():
+    source, reward = np.zeros(4, int), np.array([0.25, 0.5, 0.5, 0.75], np.float32)
+    best, better = [False, False, False, True], [False, True, True, True]
+    for name, value, kept in [("threshold", 0.5, better), ("threshold", 0.75, best),
+                              ("quantile", 0.5, better), ("quantile", 1, best),
+                              ("percentile", 50, better), ("percentile", 100, best),
+                              ("gamma", 0, better), ("gamma", 1, best),
+                              ("gamma", 0.75, best),  # between the two: 0.6875
+                              ("threshold", 0.25, 4 * [True]), ("quantile", 0, 4 * [True]),
+                              ("percentile", 0, 4 * [True])]:
+        assert list(FILTERS[name](source, reward, value, ties=True)) == kept, (name, value)
+
+
+def test_ties_within_each_source():
+    source = np.array([3, 1, 3, 1, 1])
+    reward = np.array([0.25, 0.75, 0.5, 0.75, 0.25], np.float32)
+    best_of_each = [False, True, True, True, False]
+    for name, value in (("percentile", 100), ("gamma", 1)):
+        assert not FILTERS[name](source, reward, value).any()
+        assert list(FILTERS[name](source, reward, value, ties=True)) == best_of_each
+    # of source 1 the median is 0.75 itself, of source 3 it lies between its two
+    assert list(FILTERS["percentile"](source, reward, 50, ties=True)) == best_of_each
+    assert list(FILTERS["percentile"](source, reward, 50)) == [False, False, True, False, False]
+
+
+@pytest.mark.parametrize("name", FILTERS)
+def test_ties_add_only_what_lies_on_the_line(name):
+    """What they add is the lowest of what is kept; top has no line, and does not change."""
+    source, reward = random_rewards(5)
+    for value in VALUES[name]:
+        strict, kept = (FILTERS[name](source, reward, value, ties) for ties in (False, True))
+        assert not (strict & ~kept).any()
+        group = 0 * source if name in GLOBAL else source
+        for x in set(group.tolist()):
+            added = reward[(group == x) & kept & ~strict]
+            assert len(set(added.tolist())) <= 1
+            if len(added):
+                assert added[0] < reward[(group == x) & strict].min(initial=np.inf)
+                assert added[0] > reward[(group == x) & ~kept].max(initial=-np.inf)
+    assert (kept != strict).any() == (name != "top")  # at the strictest value: the best of all
+
+
+@pytest.mark.parametrize("level", [0.0, 0.1, 0.3, 0.7, 0.9, 1.0])
+def test_with_ties_of_equal_rewards_all_are_kept(level):
+    """Whatever the rounding of a mean: else a source whose outputs are equally good loses them."""
+    for source in (np.zeros(7, int), np.arange(7), np.array([4, 4, 1, 1, 1, 0, 9])):
+        reward = np.full(7, level, np.float32)
+        for tau in np.linspace(0, 1, 21):
+            assert FILTERS["quantile"](source, reward, tau, ties=True).all()
+            assert FILTERS["percentile"](source, reward, 100 * tau, ties=True).all()
+            assert FILTERS["gamma"](source, reward, tau, ties=True).all(), tau
+
+
 def test_top_takes_the_earlier_of_equal_ones():
     source = np.array([1, 0, 1, 0, 1, 7])
     reward = np.array([0.5, 0.9, 0.5, 0.9, 0.4, 0.0])
@@ -245,6 +298,65 @@ def test_select_takes_the_threshold_of_its_improve_and_the_last_serves_on():
     assert type(select(D_g, Settings(), 1)[1]) is float
 
 
+@pytest.mark.parametrize("filter, value, strict, with_ties", [
+    ("threshold", 0.5, 1, 3), ("quantile", 0.5, 1, 3), ("percentile", 100, 0, 2),
+    ("gamma", 1, 0, 2), ("top", 1, 2, 2)])
+def test_select_with_ties(filter, value, strict, with_ties):
+    """A percentile keeps even the pair that stands alone with its source."""
+    for ties, n in ((False, strict), (True, with_ties)):
+        settings = Settings(filter=filter, thresholds=(value,), ties=ties)
+        assert select(rewards_of(0.25, 0.5, 0.5, 0.75), settings, 1)[0].sum() == n
+
+
+def some_D_g():
+    """Six samples, then three human pairs; with 0.5 as the threshold 1-4, 6 and 8 lie above it."""
+    samples = Pairs.of([0, 0, 1, 0, 0, 1], 6 * [[EOS]], reward=[0.2, 0.6, 0.9, 0.8, 0.9, 0.1])
+    human = Pairs.of([0, 0, 1], 3 * [[EOS]], reward=[0.95, 0.1, 0.7], human=True)
+    return Pairs.join([samples, human])
+
+
+@pytest.mark.parametrize("changes, expected", [
+    (dict(), [1, 2, 3, 4, 6, 8]),
+    (dict(cap=1), [1, 2, 6, 8]), (dict(cap=2), [1, 2, 3, 6, 8]),  # not the better 4
+    (dict(cap=3), [1, 2, 3, 4, 6, 8]), (dict(cap=99), [1, 2, 3, 4, 6, 8]),
+    (dict(human="whole"), [1, 2, 3, 4, 6, 7, 8]), (dict(human="whole", cap=1), [1, 2, 6, 7, 8]),
+    (dict(cap=1, thresholds=(0.85,)), [2, 4, 6]),  # the first of what is kept, not of all
+    (dict(filter="top", thresholds=(2.0,)), [2, 4, 6, 8]),
+    (dict(filter="top", thresholds=(2.0,), human="whole"), [2, 4, 6, 7, 8])], ids=str)
+def test_cap_and_human_by_hand(changes, expected):
+    settings = Settings(**dict(filter="threshold", thresholds=(0.5,)) | changes)
+    kept, _ = select(some_D_g(), settings, 1)
+    assert list(np.flatnonzero(kept)) == expected
+    assert select(some_D_g(), settings, 0)[0].all()  # no filter is none
+
+
+@pytest.mark.parametrize("cap", [1, 2, 5])
+def test_cap_keeps_the_first_of_each_source_against_a_loop(cap):
+    source, reward = random_rewards(6)
+    D_g = Pairs.of(source, len(source) * [[EOS]], reward=reward)
+    D_g.human[:] = np.random.default_rng(0).random(len(source)) < 0.3
+    for human in ("filtered", "whole"):
+        settings = Settings(filter="threshold", thresholds=(0.4,), human=human)
+        free, capped = (select(D_g, replace(settings, cap=c), 1)[0] for c in (0, cap))
+        count, expected = {}, free.copy()
+        for i in np.flatnonzero(free & ~D_g.human):
+            count[source[i]] = count.get(source[i], 0) + 1
+            expected[i] = count[source[i]] <= cap
+        np.testing.assert_array_equal(capped, expected)
+        assert capped.sum() < free.sum()
+        assert np.bincount(source[capped & D_g.human]).max() > cap
+        assert (D_g.human & ~free).any() == (human == "filtered")
+
+
+def test_the_line_of_a_quantile_is_drawn_through_all_of_D_g():
+    """With the human pairs that are kept whole, whose rewards move it; without those left out."""
+    settings = Settings(filter="quantile", thresholds=(0.5,))
+    assert select(some_D_g(), settings, 1)[1] == pytest.approx(0.7)
+    assert select(some_D_g(), replace(settings, human="whole"), 1)[1] == pytest.approx(0.7)
+    assert select(some_D_g().select(np.arange(6)), settings, 1)[1] == pytest.approx(0.7)
+    assert select(some_D_g().select(np.arange(5)), settings, 1)[1] == pytest.approx(0.8)
+
+
 @pytest.mark.parametrize("filter", FILTERS)
 def test_thresholds_that_do_not_get_stricter_are_refused(filter):
     up, down = [(0.1, 0.2, 0.3), (0.5, 0.7)], [(0.3, 0.2, 0.1), (0.7, 0.5)]
@@ -261,15 +373,26 @@ def test_settings_that_are_worked_out():
     assert Settings().filter == "quantile"
     assert Settings(preferences=True).filter == "percentile"
     assert Settings(preferences=True, filter="gamma").thresholds == THRESHOLDS["gamma"]
-    with pytest.raises(UserError, match="--improve"):
-        Settings(grow=3, improve=(2, 1))
     for name, values in THRESHOLDS.items():
         assert Settings(filter=name).thresholds == values
     assert set(THRESHOLDS) == set(FILTERS)
 
 
+@pytest.mark.parametrize("changes, expected", [
+    (dict(improve=(2, 1)), [[0, 1, 2], [1], [1], [1]]),  # the last number serves on
+    (dict(improve=(1,)), [[0, 1], [1], [1], [1]]),
+    (dict(improve=(0, 3)), [[0], [1, 2, 3], [1, 2, 3], [1, 2, 3]]),
+    (dict(improve=(2, 1), unfiltered=False), [[1, 2], [1], [1], [1]]),
+    (dict(improve=(0,), unfiltered=False), [[], [], [], []])], ids=str)
+def test_improves_of_each_grow(changes, expected):
+    assert [list(Settings(**changes).improves(g)) for g in (1, 2, 3, 4)] == expected
+
+
 @pytest.mark.parametrize("changes, said", [
-    (dict(temperature=-1.0), "--temperature -1.0"), (dict(temperature=float("nan")), "nan"),
+    (dict(temperature=(0.8, -1.0)), "--temperature -1.0"),
+    (dict(temperature=(float("nan"),)), "nan"), (dict(grow=-1), "--grow -1"),
+    (dict(cap=-1), "--cap"), (dict(ppo_rows=0), "--ppo-rows"),
+    (dict(bvmpo_epsilon=0.0), "--bvmpo-epsilon"),
     (dict(top_p=0.0), "--top-p"), (dict(top_p=1.5), "at most 1"), (dict(seed=-1), "--seed -1"),
     (dict(improve=(4, -1)), "--improve -1"), (dict(evaluate_every=0), "--evaluate-every 0"),
     (dict(ppo_group=1), "--ppo-group"), (dict(thresholds=(50, 70)), "--thresholds"),
@@ -419,9 +542,10 @@ def test_describe_against_loops():
                      [0.1, 0.2, 0.3, 0.4, 0.5])
     data = Pairs.of([0, 1], [[7, 7], [8, 8]], reward=[0.8, 1.0], human=True)
     for pairs in (Pairs.join([drawn, data]), Pairs.join([data, drawn])):
-        assert describe(pairs, 4.0) == pytest.approx({
+        assert describe(pairs, drawn, 4.0) == pytest.approx({
             "reward_samples": 0.3, "reward_data": 0.9, "truncated": 1 / 5, "distinct": 4 / 5,
             "entropy": 20 / 10, "tokens_per_second": 10 / 4})
+    assert describe(drawn, drawn, 4.0) == describe(pairs, drawn, 4.0) | {"reward_data": None}
 
 
 def test_seeds_differ_by_each_of_their_numbers():
@@ -580,6 +704,21 @@ def test_the_kl_is_to_the_right_anchor(loss, anchor, bc, task, monkeypatch):
     torch.testing.assert_close(theirs, rest.logits_of(getattr(frozen, anchor), batch))
 
 
+@pytest.mark.parametrize("epsilon", [0.1, 0.7])
+def test_the_epsilon_of_bvmpo_reaches_the_loss(epsilon, bc, task, monkeypatch):
+    seen, vmpo = [], losses.vmpo
+
+    def spied(logprobs, advantages, mask, log_eta, epsilon):
+        seen.append(epsilon)
+        return vmpo(logprobs, advantages, mask, log_eta, epsilon)
+
+    monkeypatch.setattr(losses, "vmpo", spied)
+    settings = replace(SETTINGS, bvmpo_epsilon=epsilon)
+    improve(copy.deepcopy(bc), grown(bc, task), task.sources, settings,
+            settings.training(updates=2), 0, "bvmpo", frozen_networks(bc))
+    assert seen == [epsilon, epsilon] and Settings().bvmpo_epsilon == 0.1
+
+
 def test_ppo_goes_back_to_its_anchor_where_nothing_is_to_be_gained(bc, task):
     policy, pairs = some_policy(7), grow(bc, task.sources, 2, (1,), MAX_LEN)
     pairs = replace(pairs, logprobs=logprobs_of(policy, task.sources, pairs))
@@ -664,16 +803,19 @@ def test_best_of_n(bc, task, monkeypatch):
 
 def test_the_row_of_bc(bc, task):
     row = rest.bc_row(bc, task, SETTINGS, FakeRun())
-    assert set(row) == ROW
+    assert set(row) == BC_ROW
     assert (row["name"], row["loss"], row["grow"], row["improve"]) == ("BC", "bc", 0, 0)
     assert (row["samples"], row["distinct_samples"], row["kept_data"]) == (0, 0, 1.0)
+    assert (row["tokens_drawn"], row["grow_seconds"]) == (0, 0)
     assert row["threshold"] is None and row["kept_samples"] is None and row["seconds"] == 2.0
 
 
 # ---------------------------------------------------------------------------------- Algorithm 1
 
-ROW = {"name", "loss", "grow", "improve", "threshold", "reward", "greedy_reward", "oracle",
-       "entropy", "kl_to_bc", "kept_samples", "kept_data", "samples", "distinct_samples", "seconds"}
+BC_ROW = {"name", "loss", "grow", "improve", "threshold", "reward", "greedy_reward", "oracle",
+          "entropy", "kl_to_bc", "kept_samples", "kept_data", "samples", "distinct_samples",
+          "tokens_drawn", "grow_seconds", "seconds"}
+ROW = BC_ROW | {"updates", "tokens_trained", "train_seconds"}
 
 
 @pytest.fixture(scope="module")
@@ -702,7 +844,7 @@ def test_rest_yields_a_row_for_each_improve_in_order(whole):
     assert all(set(row) == ROW for row in rows)
     assert all(row["name"] == "ReST" and row["loss"] == "bc" for row in rows)
     assert [row["threshold"] for row in rows] == [None, 0.25, 0.75, 0.25]
-    assert all(row["seconds"] > 0 for row in rows)
+    assert all(row["seconds"] > row["train_seconds"] > 0 for row in rows)
     assert whole["run"].steps == ["grow-1", "score-1", "improve-1-0", "improve-1-1", "improve-1-2",
                                   "grow-2", "score-2", "improve-2-1"]
 
@@ -734,6 +876,36 @@ def test_every_D_g_is_scored_once(whole, task):
     assert set(whole["scored"]) == {n, len(task.eval_sources), len(task.test_sources)}
 
 
+def test_tokens_and_seconds_are_counted(whole):
+    """What was drawn adds up over the Grows; what was trained on is each Improve's own."""
+    drawn = {g: len(grown["result"].tokens) for g, grown in enumerate(whole["grows"], 1)}
+    for row, call in zip(whole["rows"], whole["improves"]):
+        assert row["tokens_drawn"] == sum(drawn[g] for g in range(1, row["grow"] + 1))
+        assert row["grow_seconds"] == row["grow"] * 4.0  # FakeRun: 2 s to draw, 2 to score
+        assert row["tokens_trained"] == call["result"]["units"] > 0
+        assert row["train_seconds"] == call["result"]["seconds"]
+        assert row["updates"] == call["result"]["updates"] in (0, 15, 30)
+
+
+@pytest.mark.parametrize("stop", ["best", "last"])
+def test_tokens_trained_are_those_of_the_batches(stop, bc, task, monkeypatch):
+    """Also of the updates after the best checkpoint."""
+    counted, fit = [], rest.fit
+
+    def spied(model, loss_of, lengths, units, hp, *args, **kwargs):
+        counted.append(0)
+
+        def counting(index, progress):
+            counted[-1] += int(units[index].sum())
+            return loss_of(index, progress)
+
+        return fit(model, counting, lengths, units, hp, *args, **kwargs)
+
+    monkeypatch.setattr(rest, "fit", spied)
+    rows = [row for row, *_ in small_rest(bc, task, stop=stop, updates=9, patience=1)]
+    assert [row["tokens_trained"] for row in rows] == counted and min(counted) > 0
+
+
 def test_samples_are_counted(whole, task):
     n, seen, expected = SETTINGS.samples * len(task.sources), set(), []
     for row, _, D_g, _ in whole["yielded"]:
@@ -750,7 +922,7 @@ def test_each_grow_samples_from_the_last_policy(whole, bc):
     assert torch.equal(second["before"], whole["yielded"][2][1])
     assert first["args"][3] != second["args"][3]
     for call, (_, _, D_g, _) in zip((first, second), whole["yielded"][::3]):
-        assert call["args"][5] == SETTINGS.temperature == 0.8
+        assert call["args"][5] == 0.8 and SETTINGS.temperature == (0.8,)
         np.testing.assert_array_equal(call["result"].logprobs,
                                       D_g.select(~D_g.human).logprobs)
 
@@ -803,6 +975,30 @@ def small_rest(bc, task, run=None, **changes):
     return list(rest.rest(bc, task, replace(SMALL, **changes), run or FakeRun()))
 
 
+def test_without_an_unfiltered_improve_the_first_filter_comes_first(bc, task, monkeypatch):
+    calls = spy(monkeypatch, "improve", lambda args: weights(args[0]))
+    rows = [row for row, *_ in small_rest(bc, task, unfiltered=False, grow=2, improve=(2, 1))]
+    assert [(row["grow"], row["improve"]) for row in rows] == [(1, 1), (1, 2), (2, 1)]
+    assert [row["threshold"] for row in rows] == [0.25, 0.75, 0.25]
+    assert calls[0]["args"][4].lr == pytest.approx(0.8 * SMALL.lr)
+    assert torch.equal(calls[0]["before"], weights(bc))
+
+
+def test_the_last_number_of_improves_serves_on(bc, task):
+    run = FakeRun()
+    rows = [row for row, *_ in small_rest(bc, task, run, grow=3, improve=(0, 1))]
+    assert [(row["grow"], row["improve"]) for row in rows] == [(1, 0), (2, 1), (3, 1)]
+    assert [step for step in run.steps if "improve" in step] == [
+        "improve-1-0", "improve-2-1", "improve-3-1"]
+
+
+def test_without_a_grow_there_is_only_the_baseline(bc, task):
+    run = FakeRun()
+    assert small_rest(bc, task, run, grow=0) == [] and run.steps == [] and run.events == []
+    row, _ = online_end(bc, task, replace(SMALL, grow=0), run)
+    assert row["name"] == "PPO" and row["samples"] > 0 and run.steps == ["ppo-1"]
+
+
 def test_an_empty_selection_is_skipped_and_reported(bc, task):
     run = FakeRun()
     (_, before, _), (row, after, _) = small_rest(bc, task, run, thresholds=(1.0,))
@@ -811,6 +1007,69 @@ def test_an_empty_selection_is_skipped_and_reported(bc, task):
     assert set(row) == ROW and row["improve"] == 1
     warnings = [event["text"] for event in run.events if event["event"] == "warning"]
     assert len(warnings) == 1 and "improve-1-1" in warnings[0] and "nothing" in warnings[0]
+    assert (row["updates"], row["tokens_trained"], row["train_seconds"]) == (0, 0, 0)
+
+
+BASE_HP = Training(updates=4, batch_tokens=200, lr=7e-3, warmup=2, evaluate_every=2)
+
+
+def with_base(task):
+    return replace(task, base=(some_policy(9), BASE_HP))
+
+
+@pytest.mark.parametrize("start", ["bc", "base"])
+def test_where_each_improve_starts(start, bc, task, monkeypatch):
+    """At BC or at its base, and not at the policy before; base is trained as BC was."""
+    task = with_base(task)
+    begin = weights({"bc": bc, "base": task.base[0]}[start])
+    calls = spy(monkeypatch, "improve", lambda args: weights(args[0]))
+    grows = spy(monkeypatch, "sample_sources", lambda args: weights(args[0]))
+    yielded = [(row, weights(policy)) for row, policy, _ in
+               small_rest(bc, task, start=start, grow=2, improve=(2, 1), stop="last")]
+    assert len(calls) == len(yielded) == 4
+    for call, (row, after) in zip(calls, yielded):
+        assert torch.equal(call["before"], begin) and not torch.equal(after, begin)
+        hp = SMALL.training(lr=SMALL.lr * 0.8 ** row["improve"])
+        assert call["args"][4] == (BASE_HP if start == "base" else hp)
+        assert call["args"][7].bc is bc
+        assert row["updates"] == call["args"][4].updates
+    # what it starts from is copied, and stays
+    assert torch.equal(weights({"bc": bc, "base": task.base[0]}[start]), begin)
+    # Grow samples from what came out, not from where it started
+    assert torch.equal(grows[0]["before"], weights(bc))
+    assert torch.equal(grows[1]["before"], yielded[2][1])
+
+
+@pytest.mark.parametrize("start", ["previous", "bc", "base"])
+def test_with_nothing_kept_the_previous_policy_stays(start, bc, task):
+    (_, before, _), (row, after, _) = small_rest(bc, with_base(task), thresholds=(1.0,),
+                                                 stop="last", start=start)
+    assert row["kept_samples"] == row["tokens_trained"] == 0
+    assert torch.equal(weights(after), weights(before))
+    assert not torch.equal(weights(after), weights(bc))
+
+
+def test_an_improve_can_end_with_its_last_update(bc, task, monkeypatch):
+    """Where no update is better, the best is the start; the last is the last, and D_eval unseen."""
+    level = replace(task, reward=lambda sources, outputs: np.full(len(outputs), 0.5))
+    looks, grows = spy(monkeypatch, "mean_reward"), spy(monkeypatch, "grow")
+
+    def run(stop):
+        del looks[:], grows[:]
+        (row, policy, D_g), = small_rest(bc, level, unfiltered=False, stop=stop)
+        on_eval = [call for call in grows if call["args"][1] is task.eval_sources]
+        assert len(on_eval) == len(looks) and row["tokens_trained"] > 0
+        return row, policy, D_g, len(looks)
+
+    row, policy, _, n = run("best")
+    assert torch.equal(weights(policy), weights(bc)) and n == 2 and row["updates"] == 0
+    row, policy, D_g, n = run("last")
+    assert n == 0 and row["updates"] == SMALL.updates
+    alone = copy.deepcopy(bc)
+    improve(alone, D_g, task.sources, SMALL, SMALL.training(lr=0.8 * SMALL.lr),
+            rest.seed_of(SMALL.seed, 1, 1))
+    assert torch.equal(weights(policy), weights(alone))
+    assert not torch.equal(weights(policy), weights(bc))
 
 
 def test_a_first_threshold_below_the_mean_is_warned_of(bc, task):
@@ -869,6 +1128,123 @@ def test_a_grow_of_some_sources(bc, task):
     assert list(rest.some_sources(task, replace(SMALL, grow_sources=10**6), 1)) == list(range(60))
 
 
+def test_one_temperature_draws_what_it_always_drew(bc, task):
+    drawn = rest.sample_sources(bc, task, replace(SETTINGS, temperature=(0.8,)), 2, FakeRun())
+    assert same(drawn, grow(bc, task.sources, 6, (SETTINGS.seed, 2), MAX_LEN, 0.8, rows=64))
+
+
+@pytest.mark.parametrize("temperatures, samples, shares", [
+    ((0.5, 1.0), 6, [3, 3]), ((0.3, 1.0, 2.0), 5, [2, 2, 1]), ((0.3, 1.0, 2.0), 2, [1, 1]),
+    ((1.0, 1.0), 4, [2, 2]), ((0.5, 1.0), 1, [1])], ids=str)
+def test_temperatures_share_the_samples(temperatures, samples, shares, bc, task, monkeypatch):
+    """The first draws with the seeds that it has alone, each other one with its own."""
+    calls = spy(monkeypatch, "grow")
+    settings = replace(SETTINGS, temperature=temperatures, samples=samples, grow_sources=20)
+    drawn = rest.sample_sources(bc, task, settings, 1, FakeRun())
+    assert [(call["args"][2], call["args"][5]) for call in calls] == list(
+        zip(shares, temperatures))
+    assert sum(shares) == samples and len({call["args"][3] for call in calls}) == len(shares)
+    chosen = rest.some_sources(task, settings, 1)
+    assert list(np.unique(drawn.source)) == list(chosen) and len(drawn) == 20 * samples
+    assert (np.bincount(drawn.source)[chosen] == samples).all()
+    n = 20 * shares[0]
+    alone = rest.sample_sources(bc, task, replace(settings, temperature=temperatures[:1],
+                                                  samples=shares[0]), 1, FakeRun())
+    assert same(drawn.select(np.arange(n)), alone)
+    if temperatures == (1.0, 1.0):  # then the halves are alike, and not the same
+        halves = [[list(y) for y in drawn.targets(range(k, k + n))] for k in (0, n)]
+        assert halves[0] != halves[1]
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_the_samples_of_earlier_grows_can_be_kept(keep, bc, task, monkeypatch):
+    drawn = spy(monkeypatch, "sample_sources")
+    run = FakeRun()
+    yielded = small_rest(bc, task, run, keep_samples=keep, grow=3, improve=(1,), unfiltered=False)
+    for g, (row, _, D_g) in enumerate(yielded, 1):
+        expected = Pairs.join([call["result"] for call in drawn[0 if keep else g - 1 : g]])
+        samples = D_g.select(~D_g.human)
+        assert same(replace(samples, reward=expected.reward), expected)
+        np.testing.assert_array_equal(
+            D_g.reward, oracle([task.sources[i] for i in D_g.source], D_g.targets()))
+        assert D_g.human.sum() == len(task.data)  # D is in it once
+        assert row["kept_samples"] == pytest.approx((samples.reward > 0.25).mean())
+        assert row["samples"] == g * 2 * len(task.sources)  # what was drawn, kept or not
+        assert row["tokens_drawn"] == sum(len(call["result"].tokens) for call in drawn[:g])
+    assert len(D_g) == (3 if keep else 1) * 120 + 60
+
+
+def test_the_speed_of_a_grow_is_of_its_own_samples(bc, task, monkeypatch):
+    """Also where D_g holds those of earlier Grows, which were drawn in other seconds."""
+    drawn, run = spy(monkeypatch, "sample_sources"), FakeRun()
+    small_rest(bc, task, run, keep_samples=True, grow=2)
+    speeds = [event["tokens_per_second"] for event in run.events if event["event"] == "grow"]
+    assert speeds == [len(call["result"].tokens) / 2.0 for call in drawn]
+
+
+@pytest.mark.parametrize("human", ["filtered", "whole", "out"])
+def test_what_becomes_of_D(human, bc, task):
+    """Filtered like the samples, kept whole, or left out of D_g."""
+    run = FakeRun()
+    for row, _, D_g in small_rest(bc, task, run, human=human, thresholds=(0.75,)):
+        assert D_g.human.sum() == (0 if human == "out" else len(task.data))
+        samples = D_g.reward[~D_g.human]
+        unfiltered = row["improve"] == 0
+        assert row["kept_samples"] == pytest.approx(1 if unfiltered else (samples > 0.75).mean())
+        shares = {"filtered": (D_g.reward[D_g.human] > 0.75).mean() if D_g.human.any() else None,
+                  "whole": 1, "out": None}
+        assert row["kept_data"] == (1 if unfiltered and human != "out" else shares[human])
+    assert 0 < row["kept_samples"] < 1 and (human != "filtered" or 0 < row["kept_data"] < 1)
+    event, = [event for event in run.events if event["event"] == "grow"]
+    assert (event["reward_data"] is None) == (human == "out")
+
+
+def test_a_cap_and_ties_reach_the_improve(bc, task, monkeypatch):
+    calls = spy(monkeypatch, "improve")
+    for changes, n in [(dict(cap=1), 1), (dict(cap=2), 2), (dict(cap=0), 6)]:
+        small_rest(bc, task, unfiltered=False, samples=6, human="out", ties=True,
+                   thresholds=(0.5,), **changes)
+        kept = calls[-1]["args"][1]
+        assert set(kept.reward) == {0.5, 1.0} and np.bincount(kept.source).max() == n
+
+
+def test_a_new_reward_for_each_further_grow(bc, task):
+    """Made before the Grow from the policy that it samples from; and from then on the reward."""
+    run, asked = FakeRun(), []
+
+    def scaled(factor):
+        return lambda sources, outputs: factor * oracle(sources, outputs)
+
+    def refresh(policy, g):
+        asked.append((g, weights(policy)))
+        run.steps.append(f"refresh-{g}")
+        return scaled(1 / g)
+
+    new = replace(task, refresh=refresh)
+    yielded = [(row, weights(policy), policy, D_g) for row, policy, D_g in rest.rest(
+        bc, new, replace(SMALL, grow=3, improve=(1,), thresholds=(0.1,), keep_samples=True), run)]
+    assert [g for g, _ in asked] == [2, 3]
+    assert torch.equal(asked[0][1], yielded[1][1]) and torch.equal(asked[1][1], yielded[2][1])
+    assert [step for step in run.steps if "improve" not in step] == [
+        "grow-1", "score-1", "refresh-2", "grow-2", "score-2", "refresh-3", "grow-3", "score-3"]
+    for row, _, policy, D_g in yielded:
+        reward = scaled(1 / row["grow"])
+        # all of D_g, the samples of earlier Grows too
+        np.testing.assert_array_equal(
+            D_g.reward, reward([task.sources[i] for i in D_g.source], D_g.targets())
+            .astype(np.float32))
+        assert row["reward"] == evaluate(policy, bc, replace(task, reward=reward), SMALL)["reward"]
+    assert len({row["reward"] for row, *_ in yielded[1:]}) == 3
+
+
+def test_an_improve_looks_at_the_new_reward(bc, task, monkeypatch):
+    looks = spy(monkeypatch, "mean_reward")
+    new = replace(task, refresh=lambda policy, g: lambda sources, outputs: np.ones(len(outputs)))
+    small_rest(bc, new, grow=2, human="out")
+    values = [call["result"] for call in looks]
+    assert len(values) == 6 and max(values[:4]) < 1 and values[4:] == [1, 1]
+
+
 def test_equal_outputs_can_be_kept_only_once(bc, task):
     _, (row, _, D_g) = small_rest(bc, task, samples=16, distinct=True)
     drawn = D_g.select(~D_g.human)
@@ -876,9 +1252,15 @@ def test_equal_outputs_can_be_kept_only_once(bc, task):
     plain = small_rest(bc, task, samples=16)[1][0]
     assert plain["distinct_samples"] == row["distinct_samples"]
     assert plain["samples"] == row["samples"] == 960  # what was drawn, and so what it cost
+    assert plain["tokens_drawn"] == row["tokens_drawn"]
 
 
 # --------------------------------------------------------------------------------- the baseline
+
+
+def online_end(bc, task, settings, run=None):
+    """The last (row, policy) of the baseline."""
+    return list(online.online(bc, task, settings, run or FakeRun()))[-1]
 
 
 def test_online(bc, task, monkeypatch):
@@ -886,14 +1268,17 @@ def test_online(bc, task, monkeypatch):
     grows, improves = spy(monkeypatch, "grow"), spy(monkeypatch, "improve",
                                                     lambda args: weights(args[0]))
     run = FakeRun()
-    row, policy = online.online(bc, task, replace(SETTINGS, ppo_samples=200), run)
-    assert set(row) == ROW and run.steps == ["ppo"]
+    row, policy = online_end(bc, task, replace(SETTINGS, ppo_samples=200), run)
+    assert set(row) == ROW and run.steps == ["ppo-1"]
     assert (row["name"], row["loss"], row["grow"]) == ("PPO", "ppo", 6)
     grows = [call for call in grows if call["args"][2] == SETTINGS.ppo_group]
     assert len(grows) == len(improves) == 6
     assert row["samples"] == sum(len(call["result"]) for call in grows) == 192 <= 200
     assert 0 < row["distinct_samples"] <= row["samples"]
     assert len({call["args"][3] for call in grows}) == 6
+    places = {id(x): i for i, x in enumerate(task.sources)}
+    chosen = [[places[id(x)] for x in call["args"][1]] for call in grows]
+    assert len(set(map(tuple, chosen))) == 6 and all(len(set(part)) == 8 for part in chosen)
     for k, (grown, call) in enumerate(zip(grows, improves)):
         pairs, sources, hp = call["args"][1], call["args"][2], call["args"][4]
         groups = pairs.reward.reshape(-1, SETTINGS.ppo_group)
@@ -916,8 +1301,8 @@ def test_online(bc, task, monkeypatch):
 def test_online_raises_the_reward_and_its_anchor_holds_it(bc, task):
     settings = replace(SETTINGS, ppo_samples=1280, ppo_batch=128, ppo_updates=4, ppo_lr=2e-3)
     base = evaluate(bc, bc, task, settings)["reward"]
-    free, _ = online.online(bc, task, replace(settings, ppo_kl=0.0), FakeRun())
-    held, _ = online.online(bc, task, replace(settings, ppo_kl=10.0), FakeRun())
+    free, _ = online_end(bc, task, replace(settings, ppo_kl=0.0))
+    held, _ = online_end(bc, task, replace(settings, ppo_kl=10.0))
     assert free["reward"] > base + 0.1
     assert held["kl_to_bc"] < 0.2 * free["kl_to_bc"]
 
@@ -925,7 +1310,7 @@ def test_online_raises_the_reward_and_its_anchor_holds_it(bc, task):
 @pytest.mark.parametrize("budget, batch, group", [(0, 32, 4), (8, 32, 4), (100, 24, 8)])
 def test_online_draws_no_more_than_its_budget(budget, batch, group, bc, task):
     settings = replace(SETTINGS, ppo_samples=budget, ppo_batch=batch, ppo_group=group, samples=2)
-    row, _ = online.online(bc, task, settings, FakeRun())
+    row, _ = online_end(bc, task, settings)
     assert row["samples"] <= (budget or 2 * len(task.sources))
     assert row["samples"] >= (budget or 2 * len(task.sources)) - batch
 
@@ -933,7 +1318,7 @@ def test_online_draws_no_more_than_its_budget(budget, batch, group, bc, task):
 def test_online_with_few_sources(bc):
     """A batch that holds more groups than there are sources."""
     few = some_task(5)
-    row, _ = online.online(bc, few, replace(SETTINGS, ppo_samples=64, ppo_batch=32), FakeRun())
+    row, _ = online_end(bc, few, replace(SETTINGS, ppo_samples=64, ppo_batch=32))
     assert 0 < row["samples"] <= 64
 
 
@@ -944,11 +1329,122 @@ def test_every_sample_of_a_ppo_round_is_used(bc, task, monkeypatch):
 
     def spied(model, loss_of, lengths, units, hp, seed, **kwargs):
         seen = []
-        fit(model, lambda index, progress: (seen.extend(index), loss_of(index, progress))[1],
-            lengths, units, hp, seed, **kwargs)
+        done = fit(model, lambda index, progress: (seen.extend(index), loss_of(index, progress))[1],
+                   lengths, units, hp, seed, **kwargs)
         used.append((len(set(seen)), len(lengths)))
+        return done
 
     monkeypatch.setattr(rest, "fit", spied)
     long = replace(task, sources=[np.array([x[0], *4 * [FILLER], EOS]) for x in task.sources])
-    online.online(bc, long, replace(SETTINGS, ppo_samples=32), FakeRun())
+    online_end(bc, long, replace(SETTINGS, ppo_samples=32))
     assert used == [(32, 32)]
+
+
+LONG_WAY = replace(SETTINGS, ppo_samples=200)  # six rounds
+
+
+def untimed(row, *also):
+    return {k: v for k, v in row.items() if not k.endswith("seconds") and k not in also}
+
+
+def test_rows_along_the_way_change_nothing(bc, task):
+    """What each row has of its own adds up; the rest has been counted from the start."""
+    whole, = [(row, weights(policy)) for row, policy in online.online(bc, task, LONG_WAY,
+                                                                      FakeRun())]
+    for n, rounds in [(3, [2, 4, 6]), (4, [2, 4, 5, 6]), (99, [1, 2, 3, 4, 5, 6])]:
+        run = FakeRun()
+        parts = [(row, weights(policy)) for row, policy in online.online(
+            bc, task, replace(LONG_WAY, ppo_rows=n), run)]
+        rows = [row for row, _ in parts]
+        assert run.steps == [f"ppo-{k + 1}" for k in range(len(rounds))]
+        assert [row["grow"] for row in rows] == rounds and all(set(row) == ROW for row in rows)
+        assert [row["samples"] for row in rows] == [32 * k for k in rounds]
+        assert torch.equal(parts[-1][1], whole[1])
+        assert not any(torch.equal(a, b) for (_, a), (_, b) in itertools.pairwise(parts))
+        own = ("updates", "tokens_trained")
+        assert untimed(rows[-1], *own) == untimed(whole[0], *own)
+        for key in own:
+            assert sum(row[key] for row in rows) == whole[0][key]
+        for key in ("samples", "distinct_samples", "tokens_drawn", "grow_seconds"):
+            assert all(a[key] < b[key] for a, b in itertools.pairwise(rows)), key
+        logged = [event["round"] for event in run.events if event["event"] == "ppo"]
+        assert logged == [0, 1, 2, 3, 4, 5]
+
+
+def test_a_row_of_the_baseline_describes_the_policy_beside_it(bc, task):
+    for row, policy in online.online(bc, task, replace(LONG_WAY, ppo_rows=3), FakeRun()):
+        seen = evaluate(policy, bc, task, LONG_WAY)
+        assert {key: row[key] for key in seen} == seen and row["kl_to_bc"] > 0
+
+
+@pytest.mark.parametrize("updates", [1, 2, 8])
+def test_what_the_baseline_drew_and_trained_on_is_counted(updates, bc, task, monkeypatch):
+    """With many updates the last of a round begin its samples again: trained on twice."""
+    grows, improves = spy(monkeypatch, "grow"), spy(monkeypatch, "improve")
+    begun = 0
+    for row, _ in online.online(bc, task, replace(LONG_WAY, ppo_rows=3, ppo_updates=updates),
+                                FakeRun()):
+        drawn = [call["result"] for call in grows if call["args"][2] == LONG_WAY.ppo_group]
+        assert row["tokens_drawn"] == sum(len(pairs.tokens) for pairs in drawn)
+        assert row["samples"] == sum(map(len, drawn))
+        new, begun = improves[begun:], len(improves)
+        assert row["updates"] == sum(call["result"]["updates"] for call in new) == 2 * updates
+        assert row["tokens_trained"] == sum(call["result"]["units"] for call in new)
+        assert row["grow_seconds"] > 0 and row["train_seconds"] > 0
+        assert row["seconds"] >= row["train_seconds"]
+
+
+class Killed(BaseException):
+    """Passes through every handler, like the process's end."""
+
+
+@pytest.mark.parametrize("how", ["stopped after a part", "killed inside of the next"])
+def test_the_baseline_goes_on_after_its_last_finished_part(how, bc, task, tmp_path):
+    """With the policy, the optimiser and the counts that it had: as if it had not been stopped."""
+    settings, calls = replace(LONG_WAY, ppo_rows=3), itertools.count(1)
+
+    def went(reward, run):
+        return [(untimed(row), weights(policy)) for row, policy in online.online(
+            bc, replace(task, reward=reward), settings, run)]
+
+    def failing(sources, outputs):  # two rounds and a row are four calls, then another round
+        if next(calls) == 6:
+            raise Killed
+        return oracle(sources, outputs)
+
+    whole = went(oracle, FakeRun())
+    stop = "ppo-1" if how.startswith("stopped") else ""
+    with pytest.raises(Stopped if stop else Killed):
+        went(oracle if stop else failing, Run(RunSettings(out=str(tmp_path), stop_after=stop), "x"))
+    assert [path.name for path in (tmp_path / "steps").iterdir()] == ["ppo-1.pt"]
+    resumed = Run(RunSettings(out=str(tmp_path), resume=True), "x")
+    torch.manual_seed(77)  # whatever the process has drawn
+    parts = went(oracle, resumed)
+    assert [row for row, _ in parts] == [row for row, _ in whole]
+    assert all(torch.equal(a, b) for (_, a), (_, b) in zip(parts, whole))
+    rounds = [event["round"] for event in resumed.events() if event["event"] == "ppo"]
+    assert rounds == ([0, 1, 2, 3, 4, 5] if stop else [0, 1, 2, 2, 3, 4, 5])
+
+
+def test_one_update_a_round_is_reinforce(bc, task):
+    """The step of a round is the gradient of Σ A log π per token, A centred on each source."""
+    policy, chosen = copy.deepcopy(bc), np.array([4, 9, 2, 30])
+    settings = replace(SETTINGS, ppo_updates=1, ppo_kl=0.0, ppo_group=8)
+    hp = settings.training(updates=1, lr=1.0, warmup=0, dropout=False, clip=1e9)
+    drawn, seconds, units = online.ppo_round(policy, bc, chosen, task, settings, hp,
+                                             torch.optim.SGD(policy.parameters(), 1.0), 3)
+    assert units == len(drawn.tokens)
+    assert list(drawn.source) == list(np.repeat(chosen, 8)) and seconds > 0
+    np.testing.assert_array_equal(
+        drawn.reward, oracle([task.sources[i] for i in drawn.source], drawn.targets()))
+    groups = drawn.reward.reshape(4, 8)
+    advantages = ((groups - groups.mean(1, keepdims=True)) / groups.std()).ravel()
+    assert (advantages > 0).any() and (advantages < 0).any()
+    plain = copy.deepcopy(bc).eval()
+    gain = sum(float(a) * token_logprobs(plain, pad([task.sources[i]]), pad([y])).sum()
+               for a, i, y in zip(advantages, drawn.source, drawn.targets()))
+    (gain / len(drawn.tokens)).backward()
+    for moved, was in zip(policy.parameters(), plain.parameters()):
+        step = torch.zeros_like(was) if was.grad is None else was.grad
+        torch.testing.assert_close(moved.detach() - was.detach(), step, atol=2e-6, rtol=1e-3)
+    assert (weights(policy) - weights(bc)).abs().max() > 1e-3

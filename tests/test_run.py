@@ -5,7 +5,7 @@ import io
 import json
 import os
 import shutil
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -82,14 +82,42 @@ def test_refused(capsys, argv, said):
     assert said in refused(capsys, *argv)
 
 
+PRESETS = {"small": {}, "large": {"count": 100, "sizes": (8, 9)}}
+MANNERS = {"plain": {}, "odd": {"count": 7, "title": "odd", "warm": False}}
+
+
 def test_presets_are_defaults_that_flags_override(capsys):
-    presets = {"small": {}, "large": {"count": 100, "sizes": (8, 9)}}
-    assert parsed(presets=presets) == Settings()
-    assert parsed("--preset", "large", presets=presets) == Settings(count=100, sizes=(8, 9))
+    assert parsed(preset=PRESETS) == Settings()
+    assert parsed("--preset", "large", preset=PRESETS) == Settings(count=100, sizes=(8, 9))
     for argv in (["--preset", "large", "--count", "5"], ["--count", "5", "--preset", "large"]):
-        assert parsed(*argv, presets=presets) == Settings(count=5, sizes=(8, 9))
-    assert "huge" in refused(capsys, "--preset", "huge", presets=presets)
+        assert parsed(*argv, preset=PRESETS) == Settings(count=5, sizes=(8, 9))
+    assert "huge" in refused(capsys, "--preset", "huge", preset=PRESETS)
     assert "--preset" in refused(capsys, "--preset", "large")  # a program without presets
+
+
+def test_the_first_of_a_table_is_its_default():
+    table = {"large": PRESETS["large"], "small": {}}
+    assert parsed(preset=table) == Settings(count=100, sizes=(8, 9))
+    assert parsed("--preset", "small", preset=table) == Settings()
+
+
+def test_of_two_tables_the_later_wins_and_flags_over_both():
+    both, chosen = {"preset": PRESETS, "manner": MANNERS}, ["--preset", "large", "--manner", "odd"]
+    swapped = {"manner": MANNERS, "preset": PRESETS}
+    mixed = Settings(count=7, sizes=(8, 9), title="odd", warm=False)
+    assert parsed(*chosen, **both) == parsed(*chosen[2:], *chosen[:2], **both) == mixed
+    assert parsed(*chosen, **swapped) == replace(mixed, count=100)
+    assert parsed(*chosen[:2], **both) == Settings(count=100, sizes=(8, 9))  # plain takes nothing
+    assert parsed(*chosen, "--count", "5", "--warm", "--sizes", "3", **both) == Settings(
+        count=5, sizes=(3,), title="odd")
+
+
+def test_help_names_the_tables_and_what_is_in_them(capsys):
+    with pytest.raises(SystemExit) as stop:
+        parsed("--help", preset=PRESETS, manner=MANNERS)
+    text = capsys.readouterr().out
+    assert stop.value.code == 0
+    assert "--preset {small,large}" in text and "--manner {plain,odd}" in text
 
 
 @pytest.mark.parametrize("program", [None, "train_toy", "train_mt"])
@@ -271,6 +299,19 @@ def test_warnings_are_shown_and_logged(capsys):
     assert "warning: too short" in "".join(capsys.readouterr())
     assert events(run.folder) == [{"event": "warning", "text": "too short"},
                                   {"event": "train", "step": "bc", "update": 3}]
+
+
+def test_a_grow_is_one_line(capsys):
+    run = opened(out="mine")
+    values = {"grow": 2, "reward_samples": 0.5, "truncated": 0.01, "distinct": 0.75,
+              "entropy": 1.25, "tokens_per_second": 1234.4}
+    for of_data, said in ((0.625, ", 62.5 of D; 75% distinct"),
+                          (None, " of samples; 75% distinct")):
+        run.log("grow", reward_data=of_data, **values)
+        printed, = "".join(capsys.readouterr()).splitlines()
+        assert printed.startswith("Grow 2: mean reward 50.0 of samples") and said in printed
+        assert printed.endswith("1.0% cut off; entropy 1.25; 1234 tokens/s")
+    assert [e["reward_data"] for e in events(run.folder)] == [0.625, None]
 
 
 def test_a_torn_last_line_of_the_log_does_not_stop_a_resume():

@@ -371,6 +371,26 @@ def test_without_evaluation_all_updates_are_made():
     assert not net.training
 
 
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_units_are_those_of_all_updates(accumulate):
+    """Also of those after the best checkpoint, and until patience ends it."""
+    units, seen = np.arange(1, N + 1), []
+    hp = Training(**vars(HP) | {"accumulate": accumulate})
+
+    def trained_units(scores):
+        net, _ = Net(), seen.clear()
+        loss_of = squares(net)
+        evaluate = scripted(net, {accumulate * k: v for k, v in scores.items()}) if scores else None
+        result = fit(net, lambda index, progress: (seen.append(units[index].sum()),
+                                                   loss_of(index, progress))[1],
+                     LENGTHS, units, hp, 5, evaluate=evaluate)
+        assert type(result["units"]) is int and result["units"] == sum(seen)
+        return result["updates"], len(seen)
+
+    assert trained_units(None) == (12, 12 * accumulate)
+    assert trained_units({0: 0.1, 3: 0.5, 6: 0.2, 9: 0.3}) == (3, 9 * accumulate)
+
+
 def test_fit_learns():
     net, _ = trained(Training(updates=400, batch_tokens=40, lr=2e-2, dropout=False))
     assert ((net(X) - Y) ** 2).mean() < 0.05 * (Y**2).mean()
@@ -453,10 +473,11 @@ def test_a_resumed_fit_equals_an_uninterrupted_one(dropout, with_extra, accumula
 
         result = fit(net, squares(net, shift, fail_at), LENGTHS, np.ones(N), hp, 5,
                      evaluate=evaluate, checkpoint=path, extra=(shift,) if with_extra else ())
-        return weights(net), shift.item(), result["updates"], result["score"]
+        return (weights(net), shift.item(), result["updates"], result["score"],
+                result["units"])
 
     whole = run()
-    assert whole[2:] == (15, 0.6) and (whole[1] != 0) == with_extra
+    assert whole[2:4] == (15, 0.6) and whole[4] > 0 and (whole[1] != 0) == with_extra
     path = tmp_path / "checkpoint.pt"
     for kills in [[{"fail_at": k}] for k in (1, 8, 16)] + [
             [{"fail_at": 3 * accumulate}, {"fail_at": 3 * accumulate}, {"fail_at": 0}],

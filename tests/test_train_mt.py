@@ -1,5 +1,6 @@
 """train_mt.py: whole runs on an invented parallel corpus, `translate`, and input that is wrong."""
 
+import copy
 import gzip
 import hashlib
 import io
@@ -19,6 +20,7 @@ import torch
 
 import data
 import figures
+import rest
 import reward as rm
 import train_mt
 from data import Tokenizer
@@ -127,7 +129,7 @@ def test_the_folder_of_a_run(finished):
     log = [strict(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
     assert [e["step"] for e in log if e["event"] == "step"] == [
         "bc", "reward", "evaluate-bc", "grow-1", "score-1", "improve-1-0", "improve-1-1",
-        "improve-1-2", "ppo", "best-of-n"]
+        "improve-1-2", "ppo-1", "best-of-n"]
     assert [e["update"] for e in log if e["event"] == "train" and e["step"] == "bc"] == [0, 5, 10]
     assert {e["step"] for e in log if e["event"] == "train"} >= {"improve-1-0", "improve-1-2"}
     for name in ("improve", "best_of_n", "rewards", "tradeoff"):
@@ -189,7 +191,8 @@ def test_resume_gives_the_same(corpus, finished, tmp_path, no_figures, capsys):
     main(folder, corpus, "--resume")
     a, b = results(finished), results(folder)
     for row in a["rows"] + b["rows"]:
-        del row["seconds"]
+        for key in ("seconds", "grow_seconds", "train_seconds"):
+            row.pop(key, None)
     assert a["rows"] == b["rows"] and a["best_of_n"] == b["best_of_n"]
 
 
@@ -213,6 +216,38 @@ def test_bc_learns_a_lexicon(tmp_path, no_figures, capsys):
                          "--dropout", "0", "--stop-after", "bc"))
     scores = [e["score"] for e in events(tmp_path / "run") if e["event"] == "train"]
     assert scores[0] < 10 and max(scores) > 80
+
+
+def test_a_method_on_text(finished, corpus, tmp_path, no_figures, monkeypatch):
+    """RFT: once, from what BC began with, on D and on what is right of the samples."""
+    run, begun, improve = begin(finished, tmp_path / "run", "bc", "reward"), [], rest.improve
+
+    def spied(policy, *args, **kwargs):
+        begun.append(copy.deepcopy(policy))
+        return improve(policy, *args, **kwargs)
+
+    monkeypatch.setattr(rest, "improve", spied)
+    main(run, corpus, "--method", "rft", "--no-ppo", "--best-of", "1")
+    rows = results(run)["rows"]
+    assert [(row["name"], row["grow"], row["improve"]) for row in rows] == [
+        ("BC", 0, 0), ("ReST", 1, 1)]
+    assert rows[1]["kept_data"] == 1 and rows[1]["samples"] == 120
+    torch.manual_seed(0)
+    fresh = Transformer(begun[0].config).state_dict()
+    assert len(begun) == 1
+    assert all(torch.equal(x, fresh[k]) for k, x in begun[0].state_dict().items())
+    trained = [e["update"] for e in events(run) if e.get("step") == "improve-1-1"
+               and e["event"] == "train"]
+    assert trained == [0, 5, 10]  # BC's settings, not those of an Improve
+
+
+def test_a_method_without_a_grow(finished, corpus, tmp_path, no_figures, capsys):
+    run = begin(finished, tmp_path / "run", "bc", "reward", "evaluate-bc")
+    main(run, corpus, "--method", "policy-gradient", "--best-of", "1", "--ppo-rows", "2")
+    rows = results(run)["rows"]
+    assert [(row["name"], row["grow"]) for row in rows] == [("BC", 0), ("PPO", 1), ("PPO", 2)]
+    assert [row["updates"] for row in rows[1:]] == [1, 1]
+    assert "reference   " in capsys.readouterr().out
 
 
 # ------------------------------------------------------------------------------------- translate

@@ -14,12 +14,15 @@ import pytest
 import torch
 
 import figures
+import rest
 import train
 import train_toy
+from methods import METHODS
 from model import EOS, Config, Transformer
 from reward import RewardModel
-from run import guarded
-from train_toy import ADJECTIVES, HABITS, MAX_LEN, WORDS, Language, Settings, rate
+from run import Run, Stopped, guarded, parse
+from train import Pairs
+from train_toy import ADJECTIVES, HABITS, MAX_LEN, WORDS, Language, Settings, prepare, rate
 
 PROGRAM = Path(train_toy.__file__)
 TINY = ("--device cpu --d-model 16 --demonstrations 200 --rated-sources 60 --bc-updates 30 "
@@ -181,8 +184,8 @@ def results(folder):
 
 
 def timeless(rows):
-    return [{k: v for k, v in row.items() if k not in ("seconds", "tokens_per_second")}
-            for row in rows]
+    return [{k: v for k, v in row.items()
+             if not k.endswith("seconds") and k != "tokens_per_second"} for row in rows]
 
 
 def same_results(a, b):
@@ -210,8 +213,8 @@ def finished(tmp_path_factory):
 
 
 NAMES = ["BC", "ReST (1,0)", "ReST (1,1)", "ReST (1,2)", "ReST (2,1)", "PPO"]
-STEPS = ["bc", "reward", "evaluate-bc", "grow-1", "score-1", "improve-1-0", "improve-1-1",
-         "improve-1-2", "grow-2", "score-2", "improve-2-1", "ppo", "best-of-n"]
+STEPS = ["bc", "rated-1", "reward", "evaluate-bc", "grow-1", "score-1", "improve-1-0",
+         "improve-1-1", "improve-1-2", "grow-2", "score-2", "improve-2-1", "ppo-1", "best-of-n"]
 
 
 def test_the_folder_of_a_run(finished):
@@ -244,14 +247,22 @@ def test_results(finished):
     assert [row["threshold"] for row in rows[2:5]] == pytest.approx(lines)
     assert [row["samples"] for row in rows] == [0, 400, 400, 400, 800, 64]
     for row in rows:
-        assert set(row) == {"name", "loss", "grow", "improve", "threshold", "reward", "oracle",
-                            "greedy_reward", "greedy_oracle", "entropy", "kl_to_bc",
-                            "kept_samples", "kept_data", "samples", "distinct_samples", "seconds"}
+        trained = set() if row["name"] == "BC" else {"updates", "tokens_trained", "train_seconds"}
+        assert set(row) == trained | {
+            "name", "loss", "grow", "improve", "threshold", "reward", "oracle", "greedy_reward",
+            "greedy_oracle", "reward_error", "entropy", "kl_to_bc", "kept_samples", "kept_data",
+            "samples", "distinct_samples", "tokens_drawn", "grow_seconds", "seconds"}
         for key in ("reward", "oracle", "greedy_reward", "greedy_oracle", "kept_data"):
             assert 0 <= row[key] <= 1, (row["name"], key)
         assert 0 <= row["distinct_samples"] <= row["samples"]
         assert 0 < row["entropy"] < np.log(67) and abs(row["kl_to_bc"]) < 1 and row["seconds"] > 0
+        assert 0 <= row["reward_error"] <= 1
     assert abs(rows[0]["kl_to_bc"]) < 1e-5  # BC from itself
+    drawn = [len(train.Pairs.load(finished / "steps" / f"grow-{g}.npz").tokens) for g in (1, 2)]
+    assert [row["tokens_drawn"] for row in rows[:5]] == [0, *3 * drawn[:1], sum(drawn)]
+    assert 64 <= rows[5]["tokens_drawn"] <= 64 * MAX_LEN and rows[0]["grow_seconds"] == 0
+    assert all(row["updates"] in (0, 5, 10) and row["tokens_trained"] > 0 for row in rows[1:5])
+    assert rows[5]["updates"] == 2 * 4
     assert rows[1]["kept_samples"] == rows[1]["kept_data"] == 1  # I = 0 keeps all
     assert rows[1]["kept_samples"] > rows[2]["kept_samples"] > rows[3]["kept_samples"] > 0
 
@@ -414,7 +425,7 @@ def short(folder, *flags):
     return rows
 
 
-DRAWN = ["bc", "reward", "evaluate-bc", "grow-1", "score-1"]
+DRAWN = ["bc", "rated-1", "reward", "evaluate-bc", "grow-1", "score-1"]
 
 
 @pytest.mark.parametrize("loss", ["gold", "bvmpo", "oac"])
@@ -454,7 +465,7 @@ def test_a_filter_that_keeps_nothing_skips_the_improve(finished, tmp_path, no_fi
 
 
 def test_distinct_and_some_sources(finished, tmp_path, no_figures):
-    begin(finished, tmp_path / "run", "bc", "reward", "evaluate-bc")
+    begin(finished, tmp_path / "run", *DRAWN[:4])
     rows = short(tmp_path / "run", "--distinct", "--grow-sources", "50", "--temperature", "0")
     assert rows[3]["samples"] == 100 and rows[3]["distinct_samples"] == 50
     assert len(train.Pairs.load(tmp_path / "run/steps/score-1.npz")) == 50 + 200
@@ -467,12 +478,203 @@ def test_ppo_with_fewer_sources_than_a_round_wants(tmp_path, no_figures):
     assert ppo["name"] == "PPO" and ppo["samples"] % 8 == 0 and 0 <= ppo["reward"] <= 1
 
 
+def test_rows_along_the_way_of_ppo(finished, tmp_path, no_figures):
+    """A step and a row each; the last is the one that there is without."""
+    begin(finished, tmp_path / "run", *STEPS[:-2])
+    main(tmp_path / "run", "--ppo-rows", "2")
+    assert {path.stem for path in (tmp_path / "run/steps").iterdir()} == {*STEPS, "ppo-2"}
+    rows, whole = (timeless(results(x)["rows"]) for x in (tmp_path / "run", finished))
+    assert [row["name"] for row in rows[5:]] == ["PPO", "PPO"] and rows[:5] == whole[:5]
+    assert [row["samples"] for row in rows[5:]] == [32, 64]
+    for row in (rows[6], whole[5]):
+        del row["updates"], row["tokens_trained"]  # of this part alone
+    assert rows[6] == whole[5]
+    assert results(tmp_path / "run")["best_of_n"] == results(finished)["best_of_n"]
+
+
+def test_a_run_without_a_grow(finished, tmp_path):
+    begin(finished, tmp_path / "run", *DRAWN[:4])
+    main(tmp_path / "run", "--grow", "0", "--best-of", "2")
+    r = results(tmp_path / "run")
+    assert [row["name"] for row in r["rows"]] == ["BC", "PPO"]
+    assert {path.stem for path in (tmp_path / "run/steps").iterdir()} == {
+        *DRAWN[:4], "ppo-1", "best-of-n"}
+    assert [e["policy"] for e in r["best_of_n"]] == 2 * ["BC"] + 2 * ["PPO"]
+    steps, saved = (torch.load(tmp_path / "run" / x, weights_only=True)
+                    for x in ("steps/ppo-1.pt", "policy.pt"))
+    assert all(torch.equal(steps["policy"][k], saved["weights"][k]) for k in saved["weights"])
+    assert (tmp_path / "run/improve.png").exists() and not (tmp_path / "run/rewards.png").exists()
+
+
 def test_preferences(finished, tmp_path, no_figures):
     begin(finished, tmp_path / "run", "bc")
     short(tmp_path / "run", "--preferences", "--filter", "top", "--thresholds", "2", "1")
     a, b = (torch.load(x / "steps/reward.pt", weights_only=True)["reward"]
             for x in (finished, tmp_path / "run"))
     assert any(not torch.equal(a[k], b[k]) for k in a)
+
+
+# ------------------------------------------------------------------------------ what comes before
+
+
+def settings_of(*flags):
+    return parse(Settings, [*TINY, *flags], method=METHODS)
+
+
+def data_of(monkeypatch, *flags):
+    """The task as it is before anything is trained."""
+    seen = []
+
+    def stop(task, *args):
+        seen.append(task)
+        raise Stopped
+
+    monkeypatch.setattr(train_toy, "behaviour_cloning", stop)
+    with pytest.raises(Stopped):
+        prepare(settings_of(*flags), None, "cpu")
+    return seen[0]
+
+
+def equal(a, b):
+    return len(a) == len(b) and all(map(np.array_equal, a, b))
+
+
+@pytest.mark.parametrize("flag", ["demonstrations", "rated-sources", "eval-sources",
+                                  "test-sources"])
+def test_more_of_one_of_the_data_shifts_nothing_in_the_others(monkeypatch, capsys, flag):
+    a, b = data_of(monkeypatch), data_of(monkeypatch, f"--{flag}", "250")
+    grown = {"demonstrations": "sources", "eval-sources": "eval_sources",
+             "test-sources": "test_sources"}.get(flag)
+    for name in ("sources", "eval_sources", "test_sources"):
+        x, y = getattr(a, name), getattr(b, name)
+        assert equal(x, y[: len(x)]) and (len(y) == 250) == (name == grown)
+    assert equal(a.data.targets(), b.data.targets(range(200)))
+    assert not equal(a.eval_sources, a.test_sources[:20])
+    other = data_of(monkeypatch, "--seed", "1")
+    assert not equal(a.test_sources, other.test_sources)
+
+
+def test_what_prepare_prepares(finished, tmp_path, capsys):
+    """BC, a base from which its training gives BC again, the reward model, and the metrics."""
+    folder = begin(finished, tmp_path / "run", *DRAWN[:3])
+    settings = settings_of("--out", str(folder))
+    toy = prepare(settings, Run(settings, "toy"), torch.device("cpu"))
+    task, (base, hp) = toy.task, toy.task.base
+    assert not toy.bc.training and task.refresh is None
+    assert (hp.updates, hp.lr, hp.warmup) == (settings.bc_updates, settings.bc_lr, 100)
+    again = torch.load(finished / "steps/bc.pt", weights_only=True)["policy"]
+    assert all(torch.equal(x, again[k]) for k, x in toy.bc.state_dict().items())
+    assert any(not torch.equal(x, again[k]) for k, x in base.state_dict().items())
+    rest.improve(base, task.data, task.sources, settings, hp, settings.seed)
+    assert all(torch.equal(x, again[k]) for k, x in base.state_dict().items())
+    right = [toy.language.translate(x) for x in task.test_sources]
+    assert np.array_equal(task.reward(task.test_sources, right),
+                          toy.reward_model.score(task.test_sources, right))
+    n = len(right)
+    sampled = Pairs.of(range(n), right, reward=np.where(np.arange(n) % 2, 0.25, 1))
+    greedy = Pairs.of(range(n), [y[::-1][1:] for y in right], reward=np.ones(n))
+    metrics = task.metrics(toy.bc, sampled, greedy)
+    assert set(metrics) == {"oracle", "greedy_oracle", "reward_error"} and metrics["oracle"] == 1
+    assert metrics["greedy_oracle"] < 0.5
+    assert metrics["reward_error"] == pytest.approx(0.75 / np.sqrt(2))
+
+
+REFRESHED = ["--refresh", "--rated-sources", "61", "--no-ppo", "--best-of", "1"]
+
+
+@pytest.fixture(scope="module")
+def refreshed(finished, tmp_path_factory):
+    folder = begin(finished, tmp_path_factory.mktemp("refresh") / "run", "bc")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(figures, "draw", lambda folder: [])
+        main(folder, *REFRESHED)
+    return folder
+
+
+def load(cls, folder, step, key):
+    model = cls(Config(**torch.load(folder / "policy.pt", weights_only=True)["config"]))
+    model.load_state_dict(torch.load(folder / "steps" / f"{step}.pt", weights_only=True)[key])
+    return model.eval()
+
+
+def test_refresh_shares_the_ratings_out_over_the_grows(finished, refreshed):
+    """Each source is rated in one of them; there are as many ratings as without."""
+    parts = [Pairs.load(refreshed / "steps" / f"rated-{g}.npz") for g in (1, 2)]
+    assert [len(set(part.source)) for part in parts] == [31, 30]
+    both = Pairs.join(parts)
+    assert (np.bincount(both.source) == 4).all() and len(np.bincount(both.source)) == 61
+    assert len(both) == 4 * 61 and np.allclose(6 * both.reward, np.round(6 * both.reward))
+    assert len(Pairs.load(finished / "steps/rated-1.npz")) == 4 * 60
+    done = [e["step"] for e in events(refreshed) if e["event"] == "step"]
+    assert done == ["rated-1", "reward", "evaluate-bc", "grow-1", "score-1", "improve-1-0",
+                    "improve-1-1", "improve-1-2", "rated-2", "reward-2", "grow-2", "score-2",
+                    "improve-2-1", "best-of-n"]
+
+
+def test_refresh_rates_the_policy_that_grows(refreshed):
+    settings = settings_of(*REFRESHED)
+    sources = Language(0).sources(61, train_toy.stream(settings, train_toy.DATA, 1))
+    policies = load(Transformer, refreshed, "bc", "policy"), load(Transformer, refreshed,
+                                                                  "improve-1-2", "policy")
+    for g, own in enumerate(policies):
+        rated = Pairs.load(refreshed / "steps" / f"rated-{g + 1}.npz")
+        gaps = [np.abs(rest.logprobs_of(policy, sources, rated) - rated.logprobs).max()
+                for policy in (own, policies[1 - g])]
+        assert gaps[0] < 1e-4 < gaps[1]
+
+
+def test_each_grow_is_scored_by_its_own_reward_model(refreshed, monkeypatch, capsys):
+    task = data_of(monkeypatch, *REFRESHED)
+    models = [load(RewardModel, refreshed, step, "reward") for step in ("reward", "reward-2")]
+    for g, model in enumerate(models):
+        D_g = Pairs.load(refreshed / "steps" / f"score-{g + 1}.npz")
+        scores = [m.score([task.sources[i] for i in D_g.source], D_g.targets())
+                  for m in (model, models[1 - g])]
+        assert np.allclose(D_g.reward, scores[0], atol=1e-5)
+        assert not np.allclose(D_g.reward, scores[1], atol=1e-3)
+
+
+def test_the_reward_model_that_is_left_is_the_last(refreshed):
+    """The one that best-of-N, and the last rows, were judged by."""
+    left = torch.load(refreshed / "reward.pt", weights_only=True)["weights"]
+    last = torch.load(refreshed / "steps/reward-2.pt", weights_only=True)["reward"]
+    assert all(torch.equal(left[k], last[k]) for k in last)
+
+
+def test_a_new_reward_model_is_trained_on_all_ratings_so_far(refreshed, tmp_path, monkeypatch,
+                                                             no_figures):
+    seen, train_reward = [], train_toy.rm.train_reward
+
+    def spied(model, sources, rated, *args, **kwargs):
+        seen.append(rated)
+        return train_reward(model, sources, rated, *args, **kwargs)
+
+    monkeypatch.setattr(train_toy.rm, "train_reward", spied)
+    folder = begin(refreshed, tmp_path / "run", "bc", "rated-*", "evaluate-bc", "grow-1", "score-1",
+                   "improve-1-*")
+    guarded(lambda: main(folder, *REFRESHED, "--stop-after", "reward-2"))
+    parts = [Pairs.load(refreshed / "steps" / f"rated-{g}.npz") for g in (1, 2)]
+    for rated, expected in zip(seen, (parts[0], Pairs.join(parts)), strict=True):
+        assert equal(rated.targets(), expected.targets())
+        assert np.array_equal(rated.source, expected.source)
+        assert np.array_equal(rated.reward, expected.reward)
+
+
+def test_a_refreshed_run_goes_on(refreshed, tmp_path, no_figures):
+    folder = begin(refreshed, tmp_path / "run", "bc", "rated-1", "reward", "evaluate-bc", "grow-1",
+                   "score-1", "improve-1-*")
+    guarded(lambda: main(folder, *REFRESHED, "--stop-after", "rated-2"))
+    assert (folder / "steps/rated-2.npz").exists() and not (folder / "steps/reward-2.pt").exists()
+    main(folder, *REFRESHED, "--resume")
+    same_results(refreshed, folder)
+
+
+def test_refresh_without_a_grow_shares_nothing_out(finished, tmp_path, no_figures):
+    begin(finished, tmp_path / "run", "bc")
+    main(tmp_path / "run", "--refresh", "--grow", "0", "--best-of", "1")
+    assert len(Pairs.load(tmp_path / "run/steps/rated-1.npz")) == 4 * 60
+    rows, whole = (timeless(results(x)["rows"]) for x in (tmp_path / "run", finished))
+    assert rows == [whole[0], whole[-1]]
 
 
 # ----------------------------------------------------------------------------- --show, bad settings
@@ -522,8 +724,8 @@ def test_show_on_nothing_leaves_nothing(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("flags", [
-    ["--grow", "3", "--improve", "1", "1"],  # fewer numbers than Grows
-    ["--grow", "0"], ["--samples", "0"], ["--seed", "-1"], ["--d-model", "18"],
+    ["--grow", "-1"], ["--improve", "-1"], ["--ppo-rows", "0"], ["--samples", "0"],
+    ["--seed", "-1"], ["--d-model", "18"],
     ["--thresholds", "0.9", "0.5"], ["--filter", "top", "--thresholds", "1", "2"]], ids=" ".join)
 def test_settings_that_cannot_work_are_refused_before_anything_is_trained(tmp_path, capsys, flags,
                                                                           no_figures):

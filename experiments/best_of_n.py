@@ -1,0 +1,48 @@
+"""Best-of-N: is ReST worth anything once one may choose among many samples?
+
+Claims     9: best-of-N still helps after ReST, and a small N on ReST equals a large N on BC.
+Varied     N, from 1 to 128; the policy: BC, ReST (1,1), (1,4), (2,3).
+Held       the reward model, which also chooses; the test sources.
+Takes      about 2 minutes a seed on one core.
+"""
+
+from experiments.grow_steps import MAIN
+from experiments.plot import BLUE, GREEN, GREY, SKY, curve, label_ends, panels
+from experiments.verdicts import Claim
+from report import label
+from train_toy import best_of_n
+
+POLICIES = {"BC": GREY, "ReST (1,1)": SKY, "ReST (1,4)": BLUE, "ReST (2,3)": GREEN}
+COUNTS = [2**k for k in range(8)]
+
+
+def points(lab):
+    yield from lab.kept("best-of-n", MAIN, lambda: list(measure(lab)))
+
+
+def measure(lab):
+    for row, policy, _, run, toy in lab.walk(**MAIN):
+        if label(row) in POLICIES:
+            settings = lab.settings(**MAIN, best_of=COUNTS[-1])
+            yield from best_of_n(label(row), policy, toy.task, toy.language, settings)
+
+
+def claims(p):
+    rest, bc = (dict(policy=name) for name in ("ReST (2,3)", "BC"))
+    yield Claim("9", "best-of-N still helps after ReST; a small N on ReST equals a large N on BC", [
+        *(p.compare(f"ReST (2,3), N = {n} − N = 1", "+", "reward", {**rest, "n": n}, {**rest, "n": 1})
+          for n in (8, 128)),
+        p.compare("ReST (2,3), N = 8 − BC, N = 128", "=", "reward", {**rest, "n": 8},
+                  {**bc, "n": 128})])
+
+
+def figure(p):
+    picture, axes = panels("best_of_n", 2, 12, 4.6)
+    for ax, key in zip(axes, ("reward", "oracle")):
+        ends = [(curve(ax, p.where(policy=name), "n", key, colour), name, colour)
+                for name, colour in POLICIES.items()]
+        ax.set_xscale("log", base=2)
+        ax.set_xticks(COUNTS, COUNTS)
+        ax.set(title=f"{key} of the best by reward, points of 100", xlabel="N, samples to choose from")
+        label_ends(ax, ends)
+    return picture

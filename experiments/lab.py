@@ -1,0 +1,155 @@
+"""A seed's laboratory: runs of ReST and PPO on the invented language, each made once and then kept.
+
+    lab = Lab(seed=0)
+    rows = lab.rest(grow=1, filter="gamma")      # the rows of train_toy.py with these settings
+    rows = lab.online(ppo_kl=0.0)                # PPO's
+
+A run lies in experiments/cache/<hash of the code>/, in a folder named by a hash of its settings.
+What comes before Improve (BC, ratings, reward model, first D_g) lies in folders of its own, named
+by those settings alone that these steps look at, and so all runs of a seed share it. A stopped
+experiment goes on where it was; a changed program or setting begins anew.
+"""
+
+import ast
+import hashlib
+import json
+from dataclasses import fields, replace
+from pathlib import Path
+
+import torch
+
+import online
+import rest
+import train_toy
+from run import Run, plain
+
+HERE = Path(__file__).parent
+PROGRAM = ("model", "train", "losses", "reward", "filters", "rest", "online", "train_toy")
+QUICK = dict(demonstrations=300, rated_sources=120, eval_sources=60, test_sources=100, d_model=32,
+             bc_updates=120, reward_updates=60, updates=12, evaluate_every=6, batch_tokens=512,
+             value_updates=20, ppo_batch=128)
+# The first of the shared stages whose steps look at a setting; one named nowhere counts as BC's,
+# and one under "improve" only matters after the first D_g.
+STAGES = {
+    "bc": ("bc",),
+    "reward": ("rated-1", "reward", "evaluate-bc"),
+    "grow": ("grow-1", "score-1"),
+}
+LOOKED_AT_FROM = {
+    "reward": "rated_sources rated_temperatures rating_noise reward_updates reward_lr preferences "
+              "eval_sources test_sources",
+    "grow": "samples grow_sources temperature top_k top_p distinct human",
+    "improve": "grow improve unfiltered keep_samples filter thresholds ties cap start stop loss "
+               "updates lr lr_decay evaluate_every patience value_updates gold_reward gold_sync "
+               "bvmpo_epsilon ppo ppo_samples ppo_rows ppo_batch ppo_group ppo_updates ppo_lr "
+               "ppo_kl best_of refresh",
+}
+
+
+class Lab:
+    """What the experiments ask of one seed."""
+
+    def __init__(self, seed, quick=False, cache=HERE / "cache"):
+        self.seed, self.quick = seed, quick
+        self.folder = Path(cache) / code_hash()
+        self.usual = train_toy.Settings(seed=seed, device="cpu", **(QUICK if quick else {}))
+
+    def settings(self, **changes):
+        return replace(self.usual, **changes)
+
+    def prepare(self, settings):
+        """The run of these settings, and its problem, BC policy and reward model."""
+        run = SharedRun(settings, self.folder)
+        return run, train_toy.prepare(settings, run, torch.device("cpu"))
+
+    def walk(self, **changes):
+        """Yields (row, policy, D_g, run, toy) of BC and of each Improve of a run."""
+        settings = self.settings(**changes)
+        run, toy = self.prepare(settings)
+        yield rest.bc_row(toy.bc, toy.task, settings, run), toy.bc, None, run, toy
+        for row, policy, D_g in rest.rest(toy.bc, toy.task, settings, run):
+            yield row, policy, D_g, run, toy
+
+    def first_D_g(self, **changes):
+        """The scored D_g of a run's first Grow, and its problem."""
+        settings = self.settings(**changes)
+        run, toy = self.prepare(settings)
+        samples = run.step("grow-1", lambda: rest.sample_sources(toy.bc, toy.task, settings, 1, run))
+        return run.step("score-1", lambda: rest.score_all([samples], toy.task, settings, 1, run)), toy
+
+    def rest(self, **changes):
+        """The rows of BC and of each Improve."""
+        return self.kept("rest", changes, lambda: [row for row, *_ in self.walk(**changes)])
+
+    def online(self, **changes):
+        """The rows of PPO."""
+        def make():
+            settings = self.settings(**changes)
+            run, toy = self.prepare(settings)
+            return [row for row, _ in online.online(toy.bc, toy.task, settings, run)]
+
+        return self.kept("online", changes, make)
+
+    def kept(self, name, changes, make):
+        """What make() makes, as JSON: once for each name and settings."""
+        settings = self.settings(**changes)
+        file = self.folder / folder_name("improve", settings) / f"{name}.json"
+        if not file.exists():
+            made = make()
+            file.parent.mkdir(parents=True, exist_ok=True)
+            beside = file.with_suffix(".tmp")
+            beside.write_text(json.dumps(made))
+            beside.replace(file)
+        return json.loads(file.read_text())
+
+
+class SharedRun(Run):
+    """A run whose first steps lie in the folders that it shares with others."""
+
+    def __init__(self, settings, folder):
+        super().__init__(in_folder("improve", settings, folder), "toy")
+        self.shared = {step: Run(in_folder(stage, settings, folder), "toy")
+                       for stage, steps in STAGES.items() for step in steps}
+
+    def step(self, name, make):
+        run = self.shared.get(name)
+        if run is None:
+            return super().step(name, make)
+        made = run.step(name, make)
+        self.times[name] = run.times[name]
+        return made
+
+def in_folder(stage, settings, folder):
+    """These settings as those of the run that this stage lies in."""
+    return replace(as_seen(stage, settings), out=str(folder / folder_name(stage, settings)),
+                   resume=True)
+
+
+def as_seen(stage, settings):
+    """The settings, with those that no step up to `stage` looks at as they are by default."""
+    if settings.refresh and stage != "bc":  # then the ratings depend on the number of Grows
+        return settings
+    order = ["bc", *LOOKED_AT_FROM]
+    later = order[order.index(stage) + 1 :]
+    default = {field.name: field.default for field in fields(settings)}
+    return replace(settings, **{name: default[name] for part in later
+                                for name in LOOKED_AT_FROM[part].split()})
+
+
+def folder_name(stage, settings):
+    text = json.dumps(plain(replace(as_seen(stage, settings), out="", resume=False)))
+    return f"{stage}-{settings.seed}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+
+
+def code_hash():
+    """A hash of the program as Python reads it: comments, docstrings and layout count for nothing."""
+    digest = hashlib.sha256(torch.__version__.encode())
+    for name in PROGRAM:
+        tree = ast.parse((HERE.parent / f"{name}.py").read_text())
+        for node in ast.walk(tree):
+            body = getattr(node, "body", None)
+            if isinstance(body, list) and body and isinstance(body[0], ast.Expr) and isinstance(
+                    body[0].value, ast.Constant):
+                body[0].value.value = ""
+        digest.update(ast.dump(tree).encode())
+    return digest.hexdigest()[:12]
