@@ -1,7 +1,7 @@
 """Run experiments, draw their pictures, judge the paper's claims.
 
-    python -m experiments improve_steps              # one experiment, five seeds
-    python -m experiments all                        # all of them
+    python -m experiments improve_steps              # one experiment (or several), five seeds
+    python -m experiments all                        # all of them, and the search for settings
     python -m experiments filters --quick            # everything small: does it run?
     python -m experiments draw                       # pictures and scoreboard again, nothing is run
 
@@ -21,12 +21,14 @@ from experiments.scoreboard import EXPERIMENTS, conclude
 from experiments.workers import run
 
 HERE = Path(__file__).parent
+NAMES = (*EXPERIMENTS, "search")
 
 
 def main(argv=None):
     parser = argparse.ArgumentParser(prog="python -m experiments",
                                      description=__doc__.split("\n")[0])
-    parser.add_argument("name", choices=[*EXPERIMENTS, "search", "all", "draw"])
+    parser.add_argument("names", nargs="+", metavar="name", choices=[*NAMES, "all", "draw"],
+                        help="one of: all, draw, " + ", ".join(NAMES))
     parser.add_argument("--seeds", type=int, default=5, help="number of seeds")
     parser.add_argument("--quick", action="store_true", help="small models, few updates, two seeds")
     parser.add_argument("--workers", type=int, default=os.cpu_count(),
@@ -36,15 +38,15 @@ def main(argv=None):
     results = args.out or HERE / ("quick" if args.quick else "results")
     results.mkdir(parents=True, exist_ok=True)
     cache = args.out / "cache" if args.out else HERE / "cache"
-    if args.name == "draw":
-        for name in ("search", *EXPERIMENTS):
+    if "draw" in args.names:
+        for name in NAMES:
             if (results / f"{name}.json").exists():
                 conclude(name, results)
         return
     seeds = range(min(args.seeds, 2) if args.quick else args.seeds)
     begin = time.monotonic()
-    for name in run(EXPERIMENTS if args.name == "all" else [args.name], seeds, args.quick, results,
-                    cache, args.workers):
+    names = NAMES if "all" in args.names else args.names
+    for name in run(names, seeds, args.quick, results, cache, args.workers):
         print(f"{name} is done after {time.monotonic() - begin:.0f} s", flush=True)
     print((results / "scoreboard.md").read_text())
 
