@@ -2,19 +2,19 @@
 
     python train_toy.py --method raft        # or train_mt.py; any flag still overrules the table
 
-All of them draw outputs, choose among them by a reward, and train on what was chosen; a row says
-what of that is not as in ReST (rest.Settings' defaults). What makes them comparable is left as it
-is: the program's number of samples, of updates, and its rates. A reward that only knows right and
-wrong becomes "above RIGHT": the learned reward has no other way to say "right". `base` in them is a
-pretrained model; here it is what BC began with, which has learned nothing yet.
+All but the last draw outputs, choose among them by a reward, and train on what was chosen; a row
+says what of that is not as in ReST (rest.Settings' defaults). What makes them comparable is left as
+it is: the program's number of samples, of updates, and its rates. Their rewards that only know right
+and wrong become "in the best fifth of D_g": a learned reward has no other way to say "right". `base`
+in them is a pretrained model; here it is what BC began with, which has learned nothing yet.
 experiments/relatives.py runs them on the same budget of samples.
 
 Left out: STaR's rationalisation, which shows the model the answer; searching as expert iteration
 does in games.
 """
 
-RIGHT = 0.85
 ONCE = dict(improve=(1,), unfiltered=False)  # one Improve a Grow, filtered at once
+RIGHT = dict(filter="quantile", thresholds=(0.8,))
 
 METHODS = {
     "rest": dict(),
@@ -23,20 +23,20 @@ METHODS = {
     "raft": dict(ONCE, filter="top", thresholds=(1.0,), human="out", temperature=(1.0,)),
     # ReST-EM (Singh et al. 2023, arXiv:2312.06585): what is right, a few of each source (10 of 32
     # there), from the base model each time
-    "rest-em": dict(ONCE, filter="threshold", thresholds=(RIGHT,), human="out", start="base",
+    "rest-em": dict(ONCE, **RIGHT, human="out", start="base",
                     cap=3, temperature=(0.7,), top_k=40),
-    # Expert iteration (Anthony et al. 2017, arXiv:1705.08439; for language models as in Havrilla
-    # et al. 2024, arXiv:2403.04642): what is right, from the current policy on
-    "expert-iteration": dict(ONCE, filter="threshold", thresholds=(RIGHT,), human="out",
-                             temperature=(1.0,)),
+    # Expert iteration (Anthony et al. 2017, arXiv:1705.08439), sampling in place of search: what
+    # is right, from the current policy on
+    "expert-iteration": dict(ONCE, **RIGHT, human="out", temperature=(1.0,)),
     # RFT (Yuan et al. 2023, arXiv:2308.01825): all different right ones, beside D, once, from base
-    "rft": dict(ONCE, grow=1, filter="threshold", thresholds=(RIGHT,), human="whole", start="base",
+    "rft": dict(ONCE, **RIGHT, grow=1, human="whole", start="base",
                 distinct=True, temperature=(0.7,)),
     # Llama 2's rejection sampling (Touvron et al. 2023, arXiv:2307.09288): the best of each
     # source's samples of all rounds, from base each time
     "llama2": dict(ONCE, filter="top", thresholds=(1.0,), human="out", start="base",
                    keep_samples=True, temperature=(1.0,)),
-    # Online policy gradient: no Grow; PPO's rounds with one update each, before which the ratio
-    # is 1 and nothing is clipped, so that it is REINFORCE with a baseline
+    # Online policy gradient: no Grow, no filter. PPO's rounds with one update each, at which the
+    # ratio is 1 and nothing is clipped: REINFORCE (Williams 1992), with the mean reward of a
+    # source's samples as its baseline and the KL to BC
     "policy-gradient": dict(grow=0, ppo_updates=1),
 }

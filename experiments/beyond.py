@@ -12,17 +12,16 @@ Two reward models do not have one scale, so that here the oracle decides.
 """
 
 from experiments.grow_steps import MAIN
-from experiments.over_optimisation import SHARE
+from experiments.losses import SHARE
 from experiments.plot import BLUE, GREY, ORANGE, curve, label_ends, panels
 from experiments.verdicts import Claim
 
-RATINGS = ("few", "many")
 VARIANTS = {"usual": {}, "refreshed": dict(refresh=True),
             "mixed": dict(temperature=(0.4, 0.8, 1.2, 1.6))}
 
 
 def points(lab):
-    for ratings in RATINGS:
+    for ratings in SHARE:
         model = dict(rated_sources=lab.usual.rated_sources // SHARE[ratings])
         for name, changes in VARIANTS.items():
             if name == "mixed" and ratings != "many":
@@ -38,9 +37,9 @@ def claims(p):
     yield Claim("21, retraining", "retraining the reward model as the policy moves helps (proposed)", [
         p.where(ratings=r).compare(f"oracle at (2,3), refreshed − not, {r} ratings", "+", "oracle",
                                    {**end, "variant": "refreshed"}, {**end, "variant": "usual"})
-        for r in RATINGS])
+        for r in SHARE])
     many = p.where(ratings="many")
-    yield Claim("", "a Grow that mixes temperatures is better than one at 0.8", [
+    yield Claim("", "a Grow that mixes temperatures − one at 0.8", [
         many.compare(f"{key} at (2,3)", "+", key, {**end, "variant": "mixed"},
                      {**end, "variant": "usual"}) for key in ("reward", "oracle")])
 
@@ -49,12 +48,12 @@ def figure(p):
     picture, axes = panels("beyond", 2, 12, 4.6)
     colours = {"usual": GREY, "refreshed": BLUE, "mixed": ORANGE}
     names = {"usual": "as usual", "refreshed": "ratings shared out", "mixed": "mixed temperatures"}
-    for ax, ratings in zip(axes, RATINGS):
+    for ax, ratings in zip(axes, SHARE):
         ends = []
         for variant, colour in colours.items():
             rows = p.where(ratings=ratings, variant=variant)
             if rows.points:
-                end = curve(ax, rows, "step", "oracle", colour, over=rows.where(name="BC"))
+                end = curve(ax, rows, "step", "oracle", colour, baseline=rows.where(name="BC"))
                 ends.append((end, names[variant], colour))
         first = [q for q in p.points if q["seed"] == p.seeds[0] and q["variant"] == "usual"
                  and q["ratings"] == ratings]

@@ -3,6 +3,7 @@
     lab = Lab(seed=0)
     rows = lab.rest(grow=1, filter="gamma")      # the rows of train_toy.py with these settings
     rows = lab.online(ppo_kl=0.0)                # PPO's
+    value = lab.cached("name", settings, make)   # what make() measures on a run, as JSON
 
 A run lies in experiments/cache/<hash of the code>/, in a folder named by a hash of its settings.
 What comes before Improve (BC, ratings, reward model, first D_g) lies in folders of its own, named
@@ -52,11 +53,13 @@ class Lab:
 
     def __init__(self, seed, quick=False, cache=HERE / "cache"):
         self.seed, self.quick = seed, quick
-        self.folder = Path(cache) / code_hash()
+        self.folder = Path(cache) / CODE
         self.usual = train_toy.Settings(seed=seed, device="cpu", **(QUICK if quick else {}))
 
     def settings(self, **changes):
-        return replace(self.usual, **changes)
+        """The usual settings, but for some; another filter has thresholds of its own."""
+        return replace(self.usual, **{**({"thresholds": ()} if "filter" in changes else {}),
+                                      **changes})
 
     def prepare(self, settings):
         """The run of these settings, and its problem, BC policy and reward model."""
@@ -80,7 +83,7 @@ class Lab:
 
     def rest(self, **changes):
         """The rows of BC and of each Improve."""
-        return self.kept("rest", changes, lambda: [row for row, *_ in self.walk(**changes)])
+        return self.cached("rest", changes, lambda: [row for row, *_ in self.walk(**changes)])
 
     def online(self, **changes):
         """The rows of PPO."""
@@ -89,12 +92,13 @@ class Lab:
             run, toy = self.prepare(settings)
             return [row for row, _ in online.online(toy.bc, toy.task, settings, run)]
 
-        return self.kept("online", changes, make)
+        return self.cached("online", changes, make)
 
-    def kept(self, name, changes, make):
-        """What make() makes, as JSON: once for each name and settings."""
+    def cached(self, name, changes, make):
+        """What make() makes, as JSON: once for each name, settings, and code of make's own file."""
         settings = self.settings(**changes)
-        file = self.folder / folder_name("improve", settings) / f"{name}.json"
+        code = hash_of(Path(make.__code__.co_filename))
+        file = self.folder / folder_name("improve", settings) / f"{name}-{code}.json"
         if not file.exists():
             made = make()
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -113,11 +117,12 @@ class SharedRun(Run):
                        for stage, steps in STAGES.items() for step in steps}
 
     def step(self, name, make):
-        run = self.shared.get(name)
-        if run is None:
+        shared = self.shared.get(name)
+        if shared is None:
             return super().step(name, make)
-        made = run.step(name, make)
-        self.times[name] = run.times[name]
+        own, self.checkpoint = self.checkpoint, shared.checkpoint
+        made = shared.step(name, make)
+        self.checkpoint, self.times[name] = own, shared.times[name]
         return made
 
 
@@ -143,11 +148,11 @@ def folder_name(stage, settings):
     return f"{stage}-{settings.seed}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
 
-def code_hash():
-    """A hash of the program as Python reads it: comments, docstrings and layout count for nothing."""
+def hash_of(*files):
+    """Of programs as Python reads them: comments, docstrings and layout count for nothing."""
     digest = hashlib.sha256(torch.__version__.encode())
-    for name in PROGRAM:
-        tree = ast.parse((HERE.parent / f"{name}.py").read_text())
+    for file in files:
+        tree = ast.parse(file.read_text())
         for node in ast.walk(tree):
             body = getattr(node, "body", None)
             if isinstance(body, list) and body and isinstance(body[0], ast.Expr) and isinstance(
@@ -155,3 +160,6 @@ def code_hash():
                 body[0].value.value = ""
         digest.update(ast.dump(tree).encode())
     return digest.hexdigest()[:12]
+
+
+CODE = hash_of(*(HERE.parent / f"{name}.py" for name in PROGRAM))  # once, as it is run from now on

@@ -3,11 +3,13 @@
 Claims     7: PPO with comparable data is about ReST (1,0), and ReST with several Improves is clearly
            higher. 19: one Grow shared by several Improves is cheaper than online RL.
 Varied     how far PPO goes, up to the samples of four Grows; ReST's Grows and Improves.
-Held       D, BC policy, reward model. PPO with the settings that search.py found for it.
+Held       D, BC policy, reward model. Both have the settings that search.py found for them.
 Takes      about 1 minute a seed on one core.
 
-Tokens are target tokens drawn and target tokens trained on, added up; seconds are those of drawing,
-scoring, training and the looks at D_eval, without what a row reports on the test set.
+Samples and tokens include those of ReST's looks at D_eval, by which it chooses checkpoints; PPO makes
+none, and keeps its last weights. Tokens are target tokens drawn and target tokens trained on, added
+up; seconds are those of drawing, scoring, training and looking, without what a row reports on the
+test set.
 """
 
 import numpy as np
@@ -23,20 +25,24 @@ PARTS = 8  # rows of PPO, over the samples of four Grows
 
 
 def points(lab):
-    yield from with_costs("ReST", lab.rest(**MAIN))
+    looks = lab.usual.updates // lab.usual.evaluate_every + 1  # at most, of an Improve
+    yield from with_costs("ReST", lab.rest(**MAIN), looks * lab.usual.eval_sources)
     n = 4 * lab.usual.samples * lab.usual.demonstrations
-    yield from with_costs("PPO", lab.online(ppo_samples=n, ppo_rows=PARTS, **FOUND["ppo"]))
+    yield from with_costs("PPO", lab.online(ppo_samples=n, ppo_rows=PARTS, **FOUND["ppo"]), 0)
 
 
-def with_costs(method, rows):
-    """The rows with all that was spent up to each."""
-    trained, seconds = 0, 0.0
+def with_costs(method, rows, looked_at):
+    """The rows with all that was spent up to each; looked_at: samples of D_eval for each step."""
+    trained, seconds, looks = 0, 0.0, 0
     for step, row in enumerate(rows):
         trained += row.get("tokens_trained", 0)
         seconds += row.get("train_seconds", 0.0)
+        looks += looked_at if step else 0
+        length = row["tokens_drawn"] / max(1, row["samples"])  # of a sample, in tokens
         yield {"method": method, "step": step, **row,
-               "tokens": (row["tokens_drawn"] + trained) / 1000,
-               "samples": row["samples"] / 1000, "seconds": row["grow_seconds"] + seconds}
+               "tokens": (row["tokens_drawn"] + trained + looks * length) / 1000,
+               "samples": (row["samples"] + looks) / 1000,
+               "seconds": row["grow_seconds"] + seconds}
 
 
 def claims(p):

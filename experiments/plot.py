@@ -15,14 +15,14 @@ PINK, ORANGE, SKY, BLACK = "#CC79A7", "#E69F00", "#56B4E9", "#000000"
 COLOURS = (BLUE, VERMILLION, GREEN, PINK, ORANGE, SKY, BLACK, GREY)
 
 
-def curve(ax, points, x, key, colour, style="-", over=None, scale=100):
+def curve(ax, points, x, key, colour, style="-", baseline=None, scale=100):
     """Mean and interval of `key` against the field `x` -> the mean at the end.
 
-    points: Points. over: Points of which each seed has one, whose `key` is taken off, so that the
-    band shows how sure the difference is.
+    points: Points. baseline: Points of which each seed has one, whose `key` is taken off, so that
+    the band shows how sure the difference is.
     """
     at = sorted({p[x] for p in points.points})
-    base = over.values(key, scale) if over else 0.0
+    base = baseline.values(key, scale) if baseline else 0.0
     means, halves = np.array([interval(points.values(key, scale, **{x: value}) - base)
                               for value in at]).T
     ax.plot(at, means, style, color=colour, marker="o", clip_on=False)
@@ -31,7 +31,7 @@ def curve(ax, points, x, key, colour, style="-", over=None, scale=100):
     return means[-1]
 
 
-def cloud(ax, points, x, y, colour, style="-", scales=(1, 100)):
+def path(ax, points, x, y, colour, style="-", scales=(1, 100)):
     """A line through the means of both fields, for points that a field "step" orders."""
     steps = sorted({p["step"] for p in points.points})
     at = np.array([[points.values(f, s, step=k) for f, s in zip((x, y), scales)] for k in steps])

@@ -34,20 +34,16 @@ def conclude(name, results):
 
 def scoreboard(results):
     """All claims with a verdict, by number, as a table; then what the paper does not claim."""
-    found = []
-    for name in EXPERIMENTS:
-        if (results / f"{name}.json").exists():
-            p = Points(load(results, name))
-            found += [(claim, name, len(p.seeds)) for claim in module(name).claims(p)]
+    found = [(claim, name) for name in EXPERIMENTS if (results / f"{name}.json").exists()
+             for claim in module(name).claims(Points(load(results, name)))]
     numbered = sorted((entry for entry in found if entry[0].number),
                       key=lambda entry: int(entry[0].number.split(",")[0]))
-    lines = []
-    for title, entries in (("Claim", numbered), ("Beside the claims",
-                                                 [e for e in found if not e[0].number])):
-        if entries:
-            lines += ["", f"| | {title} | Measured, points of 100 (95 % interval) | Verdict | "
-                      "`python -m experiments ...` |", "|---|---|---|---|---|"]
-            lines += [f"| {claim.number} | {claim.text} | "
-                      f"{'; '.join(map(str, claim.comparisons))} | {claim.verdict()} | {name} |"
-                      for claim, name, _ in entries]
-    return "\n".join(lines[1:]) + "\n"
+    lines = ["| | The paper's claim | Measured here (95 % interval) | Verdict | Experiment |",
+             "|---|---|---|---|---|"]
+    lines += [f"| {c.number} | {c.text} | {'; '.join(map(str, c.comparisons))} | **{c.verdict()}** "
+              f"| {name} |" for c, name in numbered]
+    lines += ["", "| What the paper does not claim | Measured here (95 % interval) | Experiment |",
+              "|---|---|---|"]
+    lines += [f"| {c.text} | {'; '.join(map(str, c.comparisons))} | {name} |"
+              for c, name in found if not c.number]
+    return "\n".join(lines) + "\n"
