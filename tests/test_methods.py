@@ -17,7 +17,7 @@ import losses
 import rest
 import train_mt
 import train_toy
-from methods import METHODS, RIGHT
+from methods import METHODS
 from online import online
 from rest import Settings
 from run import guarded, parse
@@ -25,6 +25,7 @@ from test_rest import BASE_HP, FakeRun, oracle, some_policy, some_task, spy, wei
 from test_train_toy import TINY
 from train import Pairs, Training
 
+LINE = 0.85  # right and wrong, in the tests' own task
 FIELDS = {field.name: field for field in fields(Settings)}
 
 
@@ -68,7 +69,7 @@ def test_a_method_overrules_a_preset_and_a_flag_both():
         return parse(train_mt.Settings, argv, preset=train_mt.PRESETS, method=METHODS)
 
     both = parsed("--preset", "smoke", "--method", "rest-em")
-    assert both.improve == (1,) and both.filter == "threshold"  # the method's
+    assert both.improve == (1,) and both.filter == "quantile"  # the method's
     assert both.grow == 1 and both.samples == 4 and both.d_model == 32  # the preset's
     assert parsed("--method", "rft", "--preset", "gpu").grow == 1
     assert parsed("--method", "raft").filter == "top"  # not the preset's percentile
@@ -104,6 +105,8 @@ SIZES = Settings(samples=6, updates=4, evaluate_every=2, batch_tokens=256, lr=3e
 def went(name, bc, task):
     """The rows of a method, and for each the Improve's call, the Grow's, the policy, and D_g."""
     settings = replace(SIZES, **dict(filter="auto", thresholds=()) | METHODS[name])
+    if settings.filter == "quantile" and name != "rest":  # this task's reward knows what is right
+        settings = replace(settings, filter="threshold", thresholds=(LINE,))
     assert not torch.equal(weights(bc), weights(task.base[0]))
     with pytest.MonkeyPatch.context() as patch:
         improves = spy(patch, "improve", lambda args: weights(args[0]))
@@ -172,8 +175,8 @@ def test_what_is_right(name, bc, task):
     yielded, before = went(name, bc, task), weights(bc)
     assert steps(yielded) == [(1, 1), (2, 1)]
     for row, improve, grow, policy, D_g in yielded:
-        kept, right = improve["args"][1], D_g.select(D_g.reward > RIGHT)
-        assert not D_g.human.any() and len(D_g) == 360 and row["threshold"] == RIGHT
+        kept, right = improve["args"][1], D_g.select(D_g.reward > LINE)
+        assert not D_g.human.any() and len(D_g) == 360 and row["threshold"] == LINE
         assert (kept.reward == 1).all() and 0 < len(kept) < len(D_g)
         count, all_right = (np.bincount(x.source, minlength=60) for x in (kept, right))
         most = 3 if name == "rest-em" else 6
@@ -196,7 +199,7 @@ def test_rft_adds_different_right_outputs_to_D(bc, task):
     samples = kept.select(~kept.human)
     drawn = grow["result"]
     right = {(int(x), *y.tolist()) for x, y in zip(drawn.source, drawn.targets())
-             if oracle([task.sources[x]], [y])[0] > RIGHT}
+             if oracle([task.sources[x]], [y])[0] > LINE}
     assert sorted((int(x), *y.tolist()) for x, y in zip(samples.source, samples.targets())) == (
         sorted(right))
     assert torch.equal(improve["before"], weights(task.base[0])) and grow["args"][5] == 0.7
@@ -246,7 +249,7 @@ SHORT = TINY[:AT] + TINY[AT + 5 :]  # without --grow 2 --improve 2 1, which over
     ("llama2", [(0, 0), (1, 1), (2, 1)], [1 / 4, 1 / 8]),
     ("policy-gradient", [(0, 0), (2, 1)], [1])])
 def test_every_method_runs_from_start_to_end(name, rows, kept, begun, tmp_path, monkeypatch):
-    """With a threshold that all rewards are above, where the method has an absolute one."""
+    """With a threshold that all rewards are above, where the method has one for all sources."""
     monkeypatch.setattr(figures, "draw", lambda folder: [])
     folder = tmp_path / "run"
     shutil.copytree(begun / "steps", folder / "steps")
@@ -254,7 +257,8 @@ def test_every_method_runs_from_start_to_end(name, rows, kept, begun, tmp_path, 
              "--updates", "4"]
     flags += [] if name == "policy-gradient" else ["--no-ppo"]
     flags += ["--improve", "2", "1"] if name == "rest" else []
-    flags += ["--thresholds", "0"] if METHODS[name].get("filter") == "threshold" else []
+    everything = ["--filter", "threshold", "--thresholds", "0"]
+    flags += everything if METHODS[name].get("filter") == "quantile" else []
     train_toy.main([*SHORT, *flags])
     results = json.loads((folder / "results.json").read_text())
     assert [(row["grow"], row["improve"]) for row in results["rows"]] == rows
@@ -269,8 +273,8 @@ def test_every_method_runs_from_start_to_end(name, rows, kept, begun, tmp_path, 
             assert row["kept_data"] == (1 if name == "rft" else None)
     settings = json.loads((folder / "config.json").read_text())["settings"]
     saved = {k: list(v) if isinstance(v, tuple) else v for k, v in METHODS[name].items()}
-    assert {k: settings[k] for k in saved if k != "thresholds"} == {
-        k: v for k, v in saved.items() if k != "thresholds"}
+    line = {"filter", "thresholds"}
+    assert {k: settings[k] for k in saved.keys() - line} == {k: saved[k] for k in saved.keys() - line}
     if last == "ReST":
         D_g = Pairs.load(folder / "steps" / f"score-{rows[-1][0]}.npz")
         assert D_g.human.sum() == (200 if name in ("rest", "rft") else 0)
