@@ -48,7 +48,7 @@ class Settings(RunSettings, rest.Settings):
                             "outputs are rated and the reward model is trained anew on all ratings")
     updates: int = setting(150, "most updates of an Improve", low=1)
     evaluate_every: int = setting(75, "updates between two looks at the reward on D_eval", low=1)
-    lr: float = setting(1e-3, "peak learning rate of an Improve, times lr_decay^i", low=0)
+    lr: float = setting(4e-3, "peak learning rate of an Improve, times lr_decay^i", low=0)
     batch_tokens: int = setting(1024, "padded tokens of a training batch", low=1)
     d_model: int = setting(64, "width of the transformers", low=1)
     layers: int = setting(1, "encoder layers, and decoder layers", low=1)
@@ -60,6 +60,8 @@ class Settings(RunSettings, rest.Settings):
     eval_sources: int = setting(400, "sources of D_eval", low=2)
     test_sources: int = setting(1000, "test sources", low=1)
     ppo: bool = setting(True, "run the PPO baseline")
+    ppo_lr: float = setting(4e-4, "learning rate of PPO", low=0)
+    ppo_kl: float = setting(0.03, "weight of PPO's KL to the BC policy", low=0)
     best_of: int = setting(64, "largest N of best-of-N", low=1)
 
     def __post_init__(self):
