@@ -42,8 +42,9 @@ def scoreboard(results):
              "|---|---|---|---|---|"]
     lines += [f"| {c.number} | {c.text} | {'; '.join(map(str, c.comparisons))} | **{c.verdict()}** "
               f"| {name} |" for c, name in numbered]
-    lines += ["", "| What the paper does not claim | Measured here (95 % interval) | Experiment |",
-              "|---|---|---|"]
-    lines += [f"| {c.text} | {'; '.join(map(str, c.comparisons))} | {name} |"
+    beside = [f"| {c.text} | {'; '.join(map(str, c.comparisons))} | {name} |"
               for c, name in found if not c.number]
+    if beside:
+        lines += ["", "| What the paper does not claim | Measured here (95 % interval) | Experiment |",
+                  "|---|---|---|", *beside]
     return "\n".join(lines) + "\n"
