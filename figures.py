@@ -45,7 +45,6 @@ def draw(folder):
         raise UserError(f"{folder} holds no results.json: is it the folder of a finished run?")
     try:
         import matplotlib
-        from PIL import Image  # matplotlib needs it too
     except ImportError:
         return []
     results, written = json.loads((folder / "results.json").read_text()), []
@@ -53,10 +52,15 @@ def draw(folder):
         for figure in (improve(results), best_of_n(results), rewards(folder), tradeoff(results)):
             if figure is not None:
                 written.append(folder / f"{figure.get_label()}.png")
-                figure.savefig(buffer := io.BytesIO(), dpi=120)
-                # 64 colours are plenty, and make the file three to four times smaller
-                Image.open(buffer).convert("RGB").quantize(64).save(written[-1], optimize=True)
+                save_png(figure, written[-1])
     return written
+
+
+def save_png(figure, path):
+    """With 64 colours, which are plenty and make the file three to four times smaller."""
+    from PIL import Image  # matplotlib needs it too
+    figure.savefig(buffer := io.BytesIO(), dpi=120)
+    Image.open(buffer).convert("RGB").quantize(64).save(path, optimize=True)
 
 
 def improve(results):

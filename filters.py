@@ -3,7 +3,7 @@
 Each filter is a pure function of (source (n,), reward (n,), value) -> booleans (n,), and keeps what
 lies *strictly* above its line: the paper's F(x, y; τ) = 1[R(x, y) > τ]; with ties=True, what lies
 on the line too. A global line also chooses between sources, and so favours easy ones; a line for
-each source does not. D's own pairs are filtered like the rest, unless settings.human says otherwise.
+each source does not. D's own pairs are filtered like the rest, unless settings.human is set.
 """
 
 import numpy as np

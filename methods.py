@@ -4,9 +4,9 @@
 
 All but the last draw outputs, choose among them by a reward, and train on what was chosen; a row
 says what of that is not as in ReST (rest.Settings' defaults). What makes them comparable is left as
-it is: the program's number of samples, of updates, and its rates. Their rewards that only know right
-and wrong become "in the best fifth of D_g": a learned reward has no other way to say "right". `base`
-in them is a pretrained model; here it is what BC began with, which has learned nothing yet.
+it is: the program's number of samples, of updates, and its rates. Their rewards that only know
+right and wrong become "in the best fifth of D_g": a learned reward has no other way to say "right".
+`base` in them is a pretrained model; here it is what BC began with, which has learned nothing yet.
 experiments/relatives.py runs them on the same budget of samples.
 
 Left out: STaR's rationalisation, which shows the model the answer; searching as expert iteration

@@ -21,8 +21,8 @@ def online(bc, task, settings, run):
 
     A Grow of a few hundred samples, with no D and no filter; a few updates of PPO; and again, until
     settings.ppo_samples are drawn, by default as many as in one Grow. The optimiser lives on from
-    round to round. The way is cut into settings.ppo_rows parts of as many rounds, each a step of the
-    run that ends in a row.
+    round to round. The way is cut into settings.ppo_rows parts of as many rounds, each a step of
+    the run that ends in a row.
     """
     budget = settings.ppo_samples or settings.samples * len(rest.some_sources(task, settings, 1))
     per_round = max(1, min(settings.ppo_batch, budget) // settings.ppo_group)  # sources

@@ -48,7 +48,7 @@ def setting(default, text, choices=None, low=None, high=None):
 
 
 def check_settings(settings):
-    """UserError for the first value, or part of a tuple, outside of its field's bounds or choices."""
+    """UserError for the first value, or part of a tuple, outside of its field's bounds or set."""
     for field in dataclasses.fields(settings):
         low, high, choices = (field.metadata.get(k) for k in ("low", "high", "choices"))
         given = getattr(settings, field.name)

@@ -44,8 +44,8 @@ class Settings(RunSettings, rest.Settings):
                                                     "of the rated outputs of each", low=0)
     rating_noise: float = setting(0.7, "standard deviation of a rating, on the scale of 0 to 6",
                                   low=0)
-    refresh: bool = setting(False, "share the ratings out over the Grows: before each, its policy's "
-                            "outputs are rated and the reward model is trained anew on all ratings")
+    refresh: bool = setting(False, "share the ratings out over the Grows: before each, its "
+                            "policy's outputs are rated and the reward model is trained anew on all ratings")
     updates: int = setting(150, "most updates of an Improve", low=1)
     evaluate_every: int = setting(75, "updates between two looks at the reward on D_eval", low=1)
     lr: float = setting(4e-3, "peak learning rate of an Improve, times lr_decay^i", low=0)
@@ -228,8 +228,8 @@ def main(argv=None):
     row, policy = rest.bc_row(bc, task, settings, run), bc
     report.add(row, policy, show=True)
     for row, policy, D_g in rest.rest(bc, task, settings, run):
-        at_end = row["grow"] == settings.grow and row["improve"] == settings.improves(row["grow"])[-1]
-        report.add(row, policy, show=at_end)
+        last = settings.grow, settings.improves(settings.grow)[-1]
+        report.add(row, policy, show=(row["grow"], row["improve"]) == last)
     name = "ReST"
     if settings.ppo:
         for row, ppo_policy in online(bc, task, settings, run):

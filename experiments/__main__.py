@@ -5,8 +5,8 @@
     python -m experiments filters --quick            # everything small: does it run?
     python -m experiments draw                       # pictures and scoreboard again, nothing is run
 
-An experiment is a file of this folder: `points(lab)` gives its measurements on one seed (a seed is a
-new language, new demonstrations, new ratings, new weights), `claims(points)` what they say of the
+An experiment is a file of this folder: `points(lab)` gives its measurements on one seed (a seed is
+a new language, new demonstrations, new ratings, new weights), `claims(points)` what they say of the
 paper, `figure(points)` the picture. Results go to experiments/results/, one PNG and one JSON each,
 and scoreboard.md; with --quick to experiments/quick/. Runs are kept in experiments/cache/ (lab.py),
 so that what was stopped goes on, and what was finished is only drawn again.

@@ -1,10 +1,11 @@
 """Ablations: what each part of the algorithm is worth.
 
-Claims     20: keeping D in the mixture prevents divergence (argued in the paper, without a run). And
-           what other implementations leave out or change: a lower rate for each Improve, starting
-           each from the last policy, returning to the best checkpoint, > in place of ≥, I = 0.
-Varied     one switch of rest.Settings at a time. For D also where it should matter most: without the
-           return to the best checkpoint, over three Grows, with many ratings and with few.
+Claims     20: keeping D in the mixture prevents divergence (argued in the paper, without a run).
+           And what other implementations leave out or change: a lower rate for each Improve,
+           starting each from the last policy, returning to the best checkpoint, > in place of ≥, I
+           = 0.
+Varied     one switch of rest.Settings at a time. For D also where it should matter most: without
+           the return to the best checkpoint, over three Grows, with many ratings and with few.
 Held       everything else, as in `python train_toy.py`: two Grows, Improves (4, 3).
 Takes      about 8 minutes a seed on one core.
 """

@@ -2,9 +2,9 @@
 
 Claims     21, second half: retraining the reward model as the policy moves should help (proposed,
            untested). And: a Grow that mixes temperatures.
-Varied     whether the ratings are all of BC's outputs, or shared out over the two Grows, each half of
-           the policy that grows (equal number of ratings), with many ratings and with few; and Grow
-           at 0.8, or a quarter of its samples at each of 0.4, 0.8, 1.2, 1.6.
+Varied     whether the ratings are all of BC's outputs, or shared out over the two Grows, each half
+           of the policy that grows (equal number of ratings), with many ratings and with few; and
+           Grow at 0.8, or a quarter of its samples at each of 0.4, 0.8, 1.2, 1.6.
 Held       D, BC policy, ratings in all, samples, Improves (4, 3).
 Takes      about 4 minutes a seed on one core.
 

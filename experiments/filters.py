@@ -1,12 +1,12 @@
 """Filters: one threshold for all sources, or one for each?
 
-Claims     14: the percentile filter's gain grows with p, saturates near 90, and is about that of the
-           global threshold. 15: the γ filter is about equal to it; schedule and number of steps
+Claims     14: the percentile filter's gain grows with p, saturates near 90, and is about that of
+           the global threshold. 15: the γ filter is about equal to it; schedule and number of steps
            matter.
 Varied     the filter (global quantile, percentile, γ and top-k within each source) and how much it
-           keeps: for each p, the others keep the same share of D_g (γ keeps half at most). One Improve
-           straight from BC. And schedules of four Improves: rising percentile, rising γ, percentile
-           90 four times.
+           keeps: for each p, the others keep the same share of D_g (γ keeps half at most). One
+           Improve straight from BC. And schedules of four Improves: rising percentile, rising γ,
+           percentile 90 four times.
 Held       BC policy, reward model, and a D_g of 32 samples for each of a quarter of the sources, so
            that p = 95 differs from p = 90; without D, most of whose pairs would stand alone with
            their source, where no line within a source can be drawn.

@@ -52,7 +52,7 @@ class Lab:
     """What the experiments ask of one seed."""
 
     def __init__(self, seed, quick=False, cache=HERE / "cache"):
-        self.seed, self.quick = seed, quick
+        self.seed = seed
         self.folder = Path(cache) / CODE
         self.usual = train_toy.Settings(seed=seed, device="cpu", **(QUICK if quick else {}))
 
@@ -78,8 +78,9 @@ class Lab:
         """The scored D_g of a run's first Grow, and its problem."""
         settings = self.settings(**changes)
         run, toy = self.prepare(settings)
-        samples = run.step("grow-1", lambda: rest.sample_sources(toy.bc, toy.task, settings, 1, run))
-        return run.step("score-1", lambda: rest.score_all([samples], toy.task, settings, 1, run)), toy
+        args = toy.task, settings, 1, run
+        samples = run.step("grow-1", lambda: rest.sample_sources(toy.bc, *args))
+        return run.step("score-1", lambda: rest.score_all([samples], *args)), toy
 
     def rest(self, **changes):
         """The rows of BC and of each Improve."""

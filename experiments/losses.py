@@ -2,8 +2,8 @@
 
 Claims     4: every variant beats BC on reward after one Grow, I = 0 included. 5: the BC loss beats
            GOLD, BVMPO and OAC at one Grow and one Improve. 6: it stays ahead as Improves are added.
-           10: all variants beat BC with human raters. 13: BVMPO does well with humans, because value
-           function and KL prevent over-fitting. The oracle stands in for the humans.
+           10: all variants beat BC with human raters. 13: BVMPO does well with humans, because
+           value function and KL prevent over-fitting. The oracle stands in for the humans.
 Varied     the loss of the Improves, 1 to 4, straight from BC; each with the settings that search.py
            found for it; with a reward model from many ratings and from few.
 Held       D, BC policy, reward model, D_g.

@@ -1,15 +1,15 @@
 """Online RL: what does PPO reach for the same samples, the same tokens, the same time?
 
-Claims     7: PPO with comparable data is about ReST (1,0), and ReST with several Improves is clearly
-           higher. 19: one Grow shared by several Improves is cheaper than online RL.
+Claims     7: PPO with comparable data is about ReST (1,0), and ReST with several Improves is
+           clearly higher. 19: one Grow shared by several Improves is cheaper than online RL.
 Varied     how far PPO goes, up to the samples of four Grows; ReST's Grows and Improves.
 Held       D, BC policy, reward model. Both have the settings that search.py found for them.
 Takes      about 1 minute a seed on one core.
 
-Samples and tokens include those of ReST's looks at D_eval, by which it chooses checkpoints; PPO makes
-none, and keeps its last weights. Tokens are target tokens drawn and target tokens trained on, added
-up; seconds are those of drawing, scoring, training and looking, without what a row reports on the
-test set.
+Samples and tokens include those of ReST's looks at D_eval, by which it chooses checkpoints; PPO
+makes none, and keeps its last weights. Tokens are target tokens drawn and target tokens trained on,
+added up; seconds are those of drawing, scoring, training and looking, without what a row reports on
+the test set.
 """
 
 import numpy as np

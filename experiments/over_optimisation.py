@@ -13,12 +13,13 @@ Takes      about 5 minutes a seed on one core.
 
 import numpy as np
 
+from experiments import losses
 from experiments.grow_steps import MAIN
 from experiments.plot import BLUE, ORANGE, SKY, VERMILLION, panels, path
 from experiments.search import FOUND
 from experiments.verdicts import Claim, Comparison
 
-SHARE = {"few": 20, "some": 4, "many": 1}  # of the ratings: one in so many
+SHARE = {"few": losses.SHARE["few"], "some": 4, "many": losses.SHARE["many"]}
 FREE, LAST = "PPO without KL", "ReST, last weights"
 PATHS = {"ReST": BLUE, LAST: SKY, "PPO": VERMILLION, FREE: ORANGE}
 

@@ -4,12 +4,10 @@ Colours and style are those of figures.py. A band or a bar is the 95 % interval 
 seeds, as in verdicts.py.
 """
 
-import io
-
 import numpy as np
 
 from experiments.verdicts import interval
-from figures import BLUE, GREEN, GREY, STYLE, VERMILLION, label_ends, panels
+from figures import BLUE, GREEN, GREY, STYLE, VERMILLION, label_ends, panels, save_png
 
 PINK, ORANGE, SKY, BLACK = "#CC79A7", "#E69F00", "#56B4E9", "#000000"
 COLOURS = (BLUE, VERMILLION, GREEN, PINK, ORANGE, SKY, BLACK, GREY)
@@ -61,12 +59,10 @@ def bars(ax, names, differences, colours):
 
 
 def save_figure(make, path):
-    """What make() draws, as a PNG of 64 colours, which is plenty and small."""
+    """What make() draws, as a PNG; without matplotlib, a line that says so."""
     try:
         import matplotlib
-        from PIL import Image
     except ImportError:
         return print("no pictures: matplotlib is not installed")
     with matplotlib.rc_context(STYLE):
-        make().savefig(buffer := io.BytesIO(), dpi=120)
-    Image.open(buffer).convert("RGB").quantize(64).save(path, optimize=True)
+        save_png(make(), path)

@@ -6,8 +6,8 @@ Chosen by  the reward after one Grow and four Improves from BC (PPO: after as ma
 Takes      about 15 minutes a seed on one core.
 
 First searches, at lower rates, had their best at the highest one for each loss; from 2e-3 up all
-losses lie on a plateau half a point wide. train_toy.py's own defaults, by which the other experiments
-go, are PPO's best, and for ReST 4e-3, the middle of its plateau.
+losses lie on a plateau half a point wide. train_toy.py's own defaults, by which the other
+experiments go, are PPO's best, and for ReST 4e-3, the middle of its plateau.
 
 What was found stands below in FOUND, and tests/test_experiments.py holds it against the results.
 """

@@ -1,8 +1,8 @@
 """How a claim is judged: paired differences over seeds, their intervals, and one rule for all.
 
 The rule, written down before the runs. A claim is made of comparisons; each is a difference between
-two policies of the same seed, which share the language, the demonstrations, the reward model and the
-random numbers. With its 95 % interval over the seeds (Student's t), in points of 100, it is
+two policies of the same seed, which share the language, the demonstrations, the reward model and
+the random numbers. With its 95 % interval over the seeds (Student's t), in points of 100, it is
 
     expected    reproduced                      contradicted
     "+"         the interval lies above 0       it lies below 0

@@ -1,8 +1,8 @@
 """Processes that measure several seeds side by side, each on one thread.
 
 On two cores that is faster than one seed after the other on two threads, which gain little from
-each other at this size: a run of train_toy.py takes 104 s on one thread, 78 s on two. No two of them
-ever work on the same seed, whose runs the experiments share.
+each other at this size: a run of train_toy.py takes 106 s on one thread, 77 s on two. No two
+of them ever work on the same seed, whose runs the experiments share.
 """
 
 import concurrent.futures
@@ -22,7 +22,8 @@ def run(names, seeds, quick, results, cache, workers):
     seeds = {name: getattr(module(name), "SEEDS", seeds) for name in names}
     left = {seed: [name for name in names if seed in seeds[name]]
             for seed in sorted(set().union(*seeds.values()))}
-    points, busy = {name: {} for name in names}, {}  # name -> seed -> points; future -> (name, seed)
+    points = {name: {} for name in names}  # -> seed -> its points
+    busy = {}  # future -> (name, seed)
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(workers, context, quiet,
                                                 (results / "log.txt",)) as pool:
