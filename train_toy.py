@@ -45,7 +45,8 @@ class Settings(RunSettings, rest.Settings):
     rating_noise: float = setting(0.7, "standard deviation of a rating, on the scale of 0 to 6",
                                   low=0)
     refresh: bool = setting(False, "share the ratings out over the Grows: before each, its "
-                            "policy's outputs are rated and the reward model is trained anew on all ratings")
+                            "policy's outputs are rated, and the reward model is trained anew on "
+                            "all ratings")
     updates: int = setting(150, "most updates of an Improve", low=1)
     evaluate_every: int = setting(75, "updates between two looks at the reward on D_eval", low=1)
     lr: float = setting(4e-3, "peak learning rate of an Improve, times lr_decay^i", low=0)

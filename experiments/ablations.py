@@ -50,8 +50,8 @@ def lost(p, name, key, g=2, i=3):
 
 def claims(p):
     end = dict(part="D", grow=3, improve=3)
-    yield Claim("20", "keeping D in the mixture prevents divergence: with D − without, at (3,3), last "
-                "weights", [
+    yield Claim("20", "keeping D in the mixture prevents divergence: with D − without, at (3,3), "
+                "last weights", [
                     p.compare(f"{key}, {r} ratings", "+", key, {**end, "ratings": r,
                               "human": "filtered"}, {**end, "ratings": r, "human": "out"})
                     for r in SHARE for key in ("reward", "oracle")])

@@ -43,6 +43,7 @@ def figure(p):
                 for name, colour in POLICIES.items()]
         ax.set_xscale("log", base=2)
         ax.set_xticks(COUNTS, COUNTS)
-        ax.set(title=f"{key} of the best by reward, points of 100", xlabel="N, samples to choose from")
+        ax.set(title=f"{key} of the best by reward, points of 100",
+               xlabel="N, samples to choose from")
         label_ends(ax, ends)
     return picture

@@ -34,14 +34,14 @@ def points(lab):
 
 def claims(p):
     end = dict(grow=2, improve=3)
-    yield Claim("21, retraining", "retraining the reward model as the policy moves helps (proposed)", [
+    refreshed, usual = ({**end, "variant": name} for name in ("refreshed", "usual"))
+    yield Claim("21, retraining", "retraining the reward model as the policy moves helps", [
         p.where(ratings=r).compare(f"oracle at (2,3), refreshed − not, {r} ratings", "+", "oracle",
-                                   {**end, "variant": "refreshed"}, {**end, "variant": "usual"})
-        for r in SHARE])
+                                   refreshed, usual) for r in SHARE])
     many = p.where(ratings="many")
     yield Claim("", "a Grow that mixes temperatures − one at 0.8", [
-        many.compare(f"{key} at (2,3)", "+", key, {**end, "variant": "mixed"},
-                     {**end, "variant": "usual"}) for key in ("reward", "oracle")])
+        many.compare(f"{key} at (2,3)", "+", key, {**end, "variant": "mixed"}, usual)
+        for key in ("reward", "oracle")])
 
 
 def figure(p):

@@ -68,8 +68,8 @@ def claims(p):
         return once.compare(name, expected, "above_bc", *(dict(filter=f, p=q) for f, q in (a, b)))
 
     gain = {q: once.values("above_bc", filter="percentile", p=q) for q in PERCENTILES}
-    yield Claim("14", "the percentile filter's gain grows with p, saturates near 90, about equals the "
-                "global threshold's", [
+    yield Claim("14", "the percentile filter's gain grows with p, saturates near 90, about equals "
+                "the global threshold's", [
                     over("p = 50 − 0", "+", ("percentile", 50), ("percentile", 0)),
                     over("p = 90 − 50", "+", ("percentile", 90), ("percentile", 50)),
                     Comparison("gain for 10 more of p, from 50 to 90 − from 90 to 95", "+",
@@ -78,7 +78,8 @@ def claims(p):
                       for q in (50, 75, 90))])
     end = {name: dict(part="schedule", schedule=name, improve=4) for name in SCHEDULES}
     yield Claim("15", "γ about equals percentile; the schedule matters", [
-        *(over(f"γ − percentile, p = {q}", "=", ("gamma", q), ("percentile", q)) for q in (50, 75, 90)),
+        *(over(f"γ − percentile, p = {q}", "=", ("gamma", q), ("percentile", q))
+          for q in (50, 75, 90)),
         p.compare("schedules at (1,4): rising γ − rising percentile", "=", "reward",
                   end["rising γ"], end["rising percentile"]),
         p.compare("rising percentile − 90 four times", "+", "reward", end["rising percentile"],
@@ -88,10 +89,12 @@ def claims(p):
 def figure(p):
     picture, axes = panels("filters", 2, 12, 4.6)
     for ax, key, title in zip(axes, ("above_bc", "oracle_above_bc"), ("reward", "oracle")):
-        ends = [(curve(ax, p.where(part="once", filter=name), "p", key, colour), NAMES[name], colour)
-                for name, colour in zip(NAMES, COLOURS)]
-        kept = [100 * np.mean([q["kept"] for q in p.points if q.get("p") == x]) for x in PERCENTILES]
-        ax.set_xticks(PERCENTILES, [f"{x}\n{k:.0f} %" for x, k in zip(PERCENTILES, kept)])
+        ends = []
+        for (name, shown), colour in zip(NAMES.items(), COLOURS):
+            end = curve(ax, p.where(part="once", filter=name), "p", key, colour)
+            ends.append((end, shown, colour))
+        kept = {x: np.mean([q["kept"] for q in p.points if q.get("p") == x]) for x in PERCENTILES}
+        ax.set_xticks(PERCENTILES, [f"{x}\n{share:.0%}" for x, share in kept.items()])
         ax.set(title=f"{title} above BC after one Improve, points of 100",
                xlabel="percentile p, and the share of D_g that each filter keeps")
         label_ends(ax, ends)

@@ -43,20 +43,21 @@ def claims(p):
         for key in ("greedy_reward", "greedy_oracle")])
     for number, text, i in (("5", "the BC loss beats GOLD, BVMPO and OAC at (1,1)", 1),
                             ("6", "it stays ahead at (1,4)", 4)):
-        yield Claim(number, text, [p.compare(f"BC − {name}", "+", "reward", at("BC", i), at(name, i))
-                                   for name in OTHERS])
+        yield Claim(number, text, [
+            p.compare(f"BC − {name}", "+", "reward", at("BC", i), at(name, i)) for name in OTHERS])
     yield Claim("10", "all variants beat BC by human score (here: oracle), at (1,4)", [
         p.compare(name, "+", "oracle", at(name, 4), bc["many"]) for name in LOSSES])
     yield Claim("", "oracle at (1,4) − BC, few ratings", [
         p.compare(name, "+", "oracle", at(name, 4, "few"), bc["few"]) for name in LOSSES])
-    yield Claim("13", "BVMPO does better by human score (here: oracle) than the BC loss, at (1,4)", [
+    yield Claim("13", "BVMPO is better than the BC loss by human score (here: oracle), at (1,4)", [
         p.compare(f"BVMPO − BC, {ratings} ratings", "+", "oracle", at("BVMPO", 4, ratings),
                   at("BC", 4, ratings)) for ratings in SHARE])
 
 
 def figure(p):
     picture, axes = panels("losses", 3, 17, 4.6)
-    for ax, (key, ratings) in zip(axes, (("reward", "many"), ("oracle", "many"), ("oracle", "few"))):
+    shown = ("reward", "many"), ("oracle", "many"), ("oracle", "few")
+    for ax, (key, ratings) in zip(axes, shown):
         ends = []
         for name, colour in zip(LOSSES, COLOURS):
             rows = p.where(variant=name, ratings=ratings)

@@ -48,7 +48,7 @@ def with_costs(method, rows, looked_at):
 def claims(p):
     ppo, rest = p.where(method="PPO"), p.where(method="ReST")
     one_grow = dict(method="PPO", step=PARTS // 4 - 1)
-    step = {name: dict(method="ReST", grow=1, improve=i) for i, name in ((0, "(1,0)"), (4, "(1,4)"))}
+    step = {f"(1,{i})": dict(method="ReST", grow=1, improve=i) for i in (0, 4)}
     yield Claim("7", "PPO with the samples of one Grow is about ReST (1,0), and below (1,4)", [
         p.compare("PPO − (1,0)", "=", "reward", one_grow, step["(1,0)"]),
         p.compare("(1,4) − PPO", "+", "reward", step["(1,4)"], one_grow)])

@@ -57,30 +57,34 @@ def residuals(D_g, toy):
 def claims(p):
     rows = {ratings: p.where(part="path", ratings=ratings) for ratings in SHARE}
     bc = dict(path="ReST", name="BC")
-    yield Claim("11", "rankings by reward and by humans differ; the reward model errs more far from BC",
-                [Comparison("% of pairs of policies that reward and oracle order differently, by a "
-                            "point at least, few ratings", "+", ranked_differently(rows["few"]))]
-                + [rows[r].compare(f"its error after {FREE} − on BC, {r} ratings", "+",
-                                   "reward_error", dict(path=FREE, step=4), bc) for r in SHARE])
+    yield Claim("11", "rankings by reward and by humans differ; far from BC, the reward model errs "
+                "more", [
+                    Comparison("% of pairs of policies that reward and oracle order differently, "
+                               "by a point at least, few ratings", "+",
+                               ranked_differently(rows["few"])),
+                    *(rows[r].compare(f"its error after {FREE} − on BC, {r} ratings", "+",
+                                      "reward_error", dict(path=FREE, step=4), bc)
+                      for r in SHARE)])
     yield Claim("21", "the reward model errs more on low-scored samples", [
         p.where(part="residual").compare(
             f"sd of its error, lowest third by {by} − highest, {r} ratings", "+", f"low {by}",
             dict(ratings=r), dict(ratings=r), minus=f"high {by}")
         for by in ("reward", "oracle") for r in SHARE])
     first, end = (dict(path=LAST, grow=g, improve=i) for g, i in ((1, 4), (3, 3)))
-    yield Claim("22", "ReST with the BC loss can over-fit the reward model: few ratings, last weights",
-                [rows["few"].compare("reward (3,3) − (1,4)", "+", "reward", end, first),
-                 rows["few"].compare("oracle (3,3) − (1,4)", "-", "oracle", end, first)])
+    yield Claim("22", "ReST with the BC loss can over-fit the reward model: last weights, few "
+                "ratings", [
+                    rows["few"].compare("reward (3,3) − (1,4)", "+", "reward", end, first),
+                    rows["few"].compare("oracle (3,3) − (1,4)", "-", "oracle", end, first)])
 
 
 def ranked_differently(p):
-    """For each seed the % of pairs of policies, BC once, of which the one is a point better by reward
-    and a point worse by oracle."""
+    """For each seed the % of pairs of policies, BC once, of which the one is a point better by
+    reward and a point worse by oracle."""
     shares = []
     for seed in p.seeds:
         policies = [q for q in p.points if q["seed"] == seed
                     and (q["name"] != "BC" or q["path"] == "ReST")]
-        reward, oracle = (np.array([100 * q[key] for q in policies]) for key in ("reward", "oracle"))
+        reward, oracle = 100 * np.array([(q["reward"], q["oracle"]) for q in policies]).T
         better, worse = reward[:, None] - reward >= 1, oracle[:, None] - oracle <= -1
         n = len(policies)
         shares.append(100 * (better & worse).sum() / (n * (n - 1) / 2))

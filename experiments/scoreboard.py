@@ -45,6 +45,6 @@ def scoreboard(results):
     beside = [f"| {c.text} | {'; '.join(map(str, c.comparisons))} | {name} |"
               for c, name in found if not c.number]
     if beside:
-        lines += ["", "| What the paper does not claim | Measured here (95 % interval) | Experiment |",
-                  "|---|---|---|", *beside]
+        lines += ["", "| What the paper does not claim | Measured here (95 % interval) | "
+                  "Experiment |", "|---|---|---|", *beside]
     return "\n".join(lines) + "\n"

@@ -32,7 +32,8 @@ CANDIDATES = {
     "bvmpo": grid(dict(loss="bvmpo"), lr=RATES, bvmpo_epsilon=(0.01, 0.1)),
     "oac": grid(dict(loss="oac"), lr=RATES, value_updates=(150, 600)),
     "ppo": grid({}, ppo_lr=PPO_RATES, ppo_kl=(0.03, 0.1)),
-    "policy-gradient": grid(dict(ppo_updates=1), ppo_lr=(5e-4, 1e-3, 2e-3, 4e-3), ppo_kl=(0.03, 0.1)),
+    "policy-gradient": grid(dict(ppo_updates=1), ppo_lr=(5e-4, 1e-3, 2e-3, 4e-3),
+                            ppo_kl=(0.03, 0.1)),
 }
 FOUND = {
     "bc": dict(lr=8e-3, lr_decay=0.8),
@@ -66,12 +67,14 @@ def claims(p):
 def figure(p):
     picture, (ax,) = panels("search", 1, 11, 5)
     for y, (name, candidates) in enumerate(CANDIDATES.items()):
-        means = [p.values("reward", method=name, candidate=k).mean() for k in range(len(candidates))]
+        means = [p.values("reward", method=name, candidate=k).mean()
+                 for k in range(len(candidates))]
         ax.plot(means, [y] * len(means), "o", color=COLOURS[y], alpha=0.6)
         ax.plot(max(means), y, "o", color=BLACK, fillstyle="none", markersize=10)
         chosen = candidates[means.index(max(means))]
-        ax.annotate(", ".join(f"{k} {v}" for k, v in chosen.items() if k != "loss"), (max(means), y),
-                    (10, 0), textcoords="offset points", va="center", fontsize=10)
+        text = ", ".join(f"{k} {v}" for k, v in chosen.items() if k != "loss")
+        ax.annotate(text, (max(means), y), (10, 0), textcoords="offset points", va="center",
+                    fontsize=10)
     ax.set_yticks(range(len(CANDIDATES)), CANDIDATES)
     ax.invert_yaxis()
     ax.margins(x=0.25)

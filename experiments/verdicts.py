@@ -92,7 +92,8 @@ class Points:
         """One value for each seed, in points; ValueError if a seed has none, or more than one."""
         found = self.where(**conditions)
         if [p["seed"] for p in found.points] != self.seeds:
-            raise ValueError(f"{conditions} fits points of seeds {[p['seed'] for p in found.points]}, "
+            seeds = [p["seed"] for p in found.points]
+            raise ValueError(f"{conditions} fits points of the seeds {seeds}, "
                              f"not one for each of {self.seeds}")
         return scale * np.array([p[key] for p in found.points], float)
 

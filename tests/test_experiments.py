@@ -1,4 +1,4 @@
-"""experiments/: the rule of the verdicts on made-up numbers, what runs share, one quick experiment."""
+"""experiments/: the rule of the verdicts on made-up numbers, what runs share, a quick experiment."""
 
 import json
 import subprocess
@@ -75,7 +75,8 @@ def test_points_pair_the_seeds():
     np.testing.assert_allclose(points.difference("reward", a, b), [10, 30])
     np.testing.assert_allclose(points.difference("reward", a, b, scale=1), [0.1, 0.3])
     np.testing.assert_allclose(points.difference("reward", a, a, minus="oracle"), [15, 25])
-    assert points.compare("it", "+", "reward", a, b).differences == points.difference("reward", a, b)
+    comparison = points.compare("it", "+", "reward", a, b)
+    assert comparison.differences == points.difference("reward", a, b)
     assert points.where(kind="a").seeds == [3, 5]
 
 
@@ -175,12 +176,12 @@ def test_the_code_hash_is_of_the_code_alone(monkeypatch):
     assert changed("reward > tau", "reward >= tau") != before
 
 
-# --------------------------------------------------------------------------------------- a whole one
+# -------------------------------------------------------------------------------------- a whole one
 
 
 def test_a_quick_experiment_end_to_end(tmp_path):
-    command = [sys.executable, "-m", "experiments", "grow_steps", "--quick", "--seeds", "2", "--out",
-               str(tmp_path)]
+    command = [sys.executable, "-m", "experiments", "grow_steps", "--quick", "--seeds", "2",
+               "--out", str(tmp_path)]
     first, second = (subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
                      for _ in range(2))
     points = load(tmp_path, "grow_steps")

@@ -274,7 +274,8 @@ def test_every_method_runs_from_start_to_end(name, rows, kept, begun, tmp_path, 
     settings = json.loads((folder / "config.json").read_text())["settings"]
     saved = {k: list(v) if isinstance(v, tuple) else v for k, v in METHODS[name].items()}
     line = {"filter", "thresholds"}
-    assert {k: settings[k] for k in saved.keys() - line} == {k: saved[k] for k in saved.keys() - line}
+    others = saved.keys() - line
+    assert {k: settings[k] for k in others} == {k: saved[k] for k in others}
     if last == "ReST":
         D_g = Pairs.load(folder / "steps" / f"score-{rows[-1][0]}.npz")
         assert D_g.human.sum() == (200 if name in ("rest", "rft") else 0)
