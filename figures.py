@@ -18,8 +18,8 @@ from pathlib import Path
 
 import numpy as np
 
+from pairs import Pairs
 from run import UserError, guarded
-from train import Pairs
 
 # Okabe and Ito's colours, for every kind of colour vision. ReST is always blue, PPO vermillion.
 GREY, BLUE, VERMILLION, GREEN = "#666666", "#0072B2", "#D55E00", "#009E73"
@@ -115,8 +115,8 @@ def best_of_n(results):
 def rewards(folder):
     """Densities of the rewards in D_g: each Grow's samples filled, D's own pairs as an outline."""
     parts, g = [], 1
-    while (file := Path(folder) / "steps" / f"score-{g}.npz").exists():
-        pairs = Pairs.load(file)
+    while (scored := Path(folder) / "steps" / f"score-{g}").exists():
+        pairs = Pairs.load(scored)
         parts.append((f"Grow {g}", 100 * pairs.reward[~pairs.human], GROWS[(g - 1) % len(GROWS)]))
         g += 1
     if not parts:

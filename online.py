@@ -13,7 +13,8 @@ import numpy as np
 import torch
 
 import rest
-from train import Pairs, adamw
+from pairs import Pairs
+from train import adamw
 
 
 def online(bc, task, settings, run):

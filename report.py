@@ -13,9 +13,9 @@ import numpy as np
 
 import figures
 from filters import GLOBAL, above, select
+from pairs import Pairs
 from rest import mean
 from run import UserError, guarded
-from train import Pairs
 
 # key of a row -> title, width, and how its value is written; rewards are shown times 100
 COLUMNS = {
@@ -115,10 +115,10 @@ def look(run, settings, source_text, target_text):
     """Print what each threshold of each Grow keeps and drops: best, worst, nearest to the line."""
     found = False
     for g in range(1, settings.grow + 1):
-        file = run.folder / "steps" / f"score-{g}.npz"
-        if not file.exists():
+        scored = run.folder / "steps" / f"score-{g}"
+        if not scored.exists():
             break
-        found, D_g = True, Pairs.load(file)
+        found, D_g = True, Pairs.load(scored)
         for i in filter(None, settings.improves(g)):
             kept, tau = select(D_g, settings, i)
             print(f"\nGrow {g}, Improve {i}: {settings.filter}, τ = {tau:.3f}, keeps "

@@ -19,6 +19,7 @@ import copy
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache, partial
 
 import numpy as np
 import torch
@@ -26,9 +27,10 @@ import torch
 import losses
 from filters import FILTERS, GLOBAL, HIGHEST, THRESHOLDS, select
 from model import EOS, PAD, sample, shift_right, token_logprobs
+from pairs import PART, Pairs
 from reward import ValueModel, check_rewards, train_value
 from run import UserError, check_settings, setting, valid
-from train import Pairs, Training, by_length, fit, pad
+from train import Training, by_length, fit, pad
 
 
 @dataclass
@@ -185,20 +187,27 @@ def seed_of(*numbers):
 
 def score(pairs, sources, reward):
     """The same pairs with R(x, y), computed once and stored."""
+    if len(pairs) == 0:
+        return pairs
     answers = reward([sources[i] for i in pairs.source], pairs.targets())
     return replace(pairs, reward=valid(check_rewards, answers, len(pairs)))
 
 
-def distinct(pairs):
-    """Booleans (n,): the first of each set of equal outputs of one source."""
-    first = np.zeros(len(pairs), bool)
-    first[np.unique(fingerprints(pairs), return_index=True)[1]] = True
+def distinct(*pools):
+    """Booleans (n,): the first of each set of equal outputs of one source, of all Pairs given."""
+    fingers = np.concatenate([fingerprints(pairs) for pairs in pools])
+    first = np.zeros(len(fingers), bool)
+    first[np.unique(fingers, return_index=True)[1]] = True
     return first
 
 
 def fingerprints(pairs):
     """A random linear hash (n,) of each pair's source and target, 64 bits wide."""
     weights = np.random.default_rng(0).integers(1, 2**63, int(pairs.lengths.max()) + 1, np.uint64)
+    return np.concatenate([hashes(part, weights) for part in pairs.parts()])
+
+
+def hashes(pairs, weights):
     place = np.arange(len(pairs.tokens)) - np.repeat(pairs.starts[:-1], pairs.lengths)
     terms = (pairs.tokens.astype(np.uint64) + np.uint64(1)) * weights[place]
     sums = np.concatenate([[np.uint64(0)], np.cumsum(terms)])  # wraps around, as it should
@@ -247,26 +256,30 @@ class Batch:
 
 def collect(pairs, sources, index, device):
     """The pairs at `index` as one Batch."""
-    tokens = pad(pairs.targets(index), device)
+    pairs = pairs.select(index)
+    tokens = pad(pairs.targets(), device)
     old = torch.zeros(tokens.shape, device=device)
-    old[tokens != PAD] = torch.from_numpy(pairs.select(index).logprobs).to(device)
-    reward = torch.from_numpy(pairs.reward[index]).to(device)[:, None]
-    return Batch(pad([sources[i] for i in pairs.source[index]], device), tokens,
-                 (tokens != PAD).float(), reward, old)
+    old[tokens != PAD] = torch.from_numpy(pairs.logprobs).to(device)
+    reward = torch.from_numpy(pairs.reward).to(device)[:, None]
+    return Batch(pad([sources[i] for i in pairs.source], device), tokens, (tokens != PAD).float(),
+                 reward, old)
 
 
-def improve(policy, pairs, sources, settings, hp, seed, loss="bc", frozen=Frozen(), **kwargs):
-    """Fine-tune `policy`, in place, on all of `pairs`; **kwargs go to `fit` (evaluate, log, ...).
+def improve(policy, pairs, sources, settings, hp, seed, loss="bc", frozen=Frozen(), kept=None,
+            **kwargs):
+    """Fine-tune `policy`, in place, on the pairs at `kept` (booleans (n,); default: on all).
 
-    BC on D is this; so is each Improve, on what the filter kept, and each round of PPO.
+    BC on D is this; so is each Improve, on what the filter kept, and each round of PPO. **kwargs
+    go to `fit` (evaluate, log, ...).
     """
+    kept = np.arange(len(pairs)) if kept is None else np.flatnonzero(kept)
     device = policy.embedding.weight.device
     forward = torch.compile(policy, dynamic=True) if settings.compile else policy
     log_eta = torch.zeros((), device=device, requires_grad=True)  # V-MPO's temperature, its log
     frozen_copy = FrozenCopy(policy, settings.gold_sync) if loss == "gold" else None
 
     def loss_of(index, progress):
-        batch = collect(pairs, sources, index, device)
+        batch = collect(pairs, sources, kept[index], device)
         logits = forward(batch.src, shift_right(batch.tokens)).float()  # (B, T, V)
         if loss == "bc":
             return losses.bc(logits, batch.tokens, settings.label_smoothing)
@@ -285,11 +298,11 @@ def improve(policy, pairs, sources, settings, hp, seed, loss="bc", frozen=Frozen
         return losses.bvmpo(logprobs, advantages, kl, batch.mask, log_eta,
                             losses.anneal(progress), settings.bvmpo_epsilon)
 
-    lengths = pairs.padded_lengths(sources)
+    lengths, units = pairs.padded_lengths(sources)[kept], pairs.lengths[kept]
     extra = (log_eta,) if loss == "bvmpo" else ()
     if loss == "gold":  # gets no gradient and so never moves; but the checkpoint must hold it
         extra = tuple(frozen_copy.copy.parameters())
-    return fit(policy, loss_of, lengths, pairs.lengths, hp, seed, extra=extra, **kwargs)
+    return fit(policy, loss_of, lengths, units, hp, seed, extra=extra, **kwargs)
 
 
 class FrozenCopy:
@@ -392,7 +405,8 @@ def best_of_n(policy, task, settings, counts=(1, 2, 4, 8, 16, 32, 64)):
 def rest(bc, task, settings, run):
     """Algorithm 1, from the BC policy on. Yields (row, policy, D_g) after each Improve.
 
-    run.step(name, make) calls make() once, and on resuming gives back what it made.
+    run.step(name, make) calls make() once, and on resuming gives back what it made; run.pairs is
+    the same for Pairs that are made part by part.
     """
     policy, pool, fingers = bc, [], []
     counts = {"samples": 0, "tokens_drawn": 0, "grow_seconds": 0.0}
@@ -400,9 +414,10 @@ def rest(bc, task, settings, run):
         if g > 1 and task.refresh:
             task.reward = task.refresh(policy, g)
         # Grow: samples of the current policy, joined with D; all scored once.
-        samples = run.step(f"grow-{g}", lambda: sample_sources(policy, task, settings, g, run))
+        samples = run.pairs(f"grow-{g}", draws(policy, task, settings, g, run))
         pool = [*(pool if settings.keep_samples else []), samples]
-        D_g = run.step(f"score-{g}", lambda: score_all(pool, task, settings, g, run))
+        D_g = run.pairs(f"score-{g}", scores(pool, task, settings),
+                        lambda D_g: look_at(D_g, samples, settings, g, run))
         fingers.append(fingerprints(samples))
         counts["samples"] += settings.samples * len(some_sources(task, settings, g))
         counts["distinct_samples"] = len(np.unique(np.concatenate(fingers)))
@@ -417,41 +432,57 @@ def rest(bc, task, settings, run):
             row = {"name": "ReST", "loss": settings.loss if i else "bc", "grow": g, "improve": i,
                    "threshold": tau, "kept_samples": mean(kept[~D_g.human]),
                    "kept_data": mean(kept[D_g.human]), **counts}
-            policy, row = improve_step(policy, D_g.select(kept), task, settings, frozen, run, row)
+            policy, row = improve_step(policy, D_g, kept, task, settings, frozen, run, row)
             yield row, policy, D_g
 
 
-def sample_sources(policy, task, settings, g, run):
-    """Grow's samples: N outputs for each of this Grow's sources, indexed like task.sources."""
+def draws(policy, task, settings, g, run):
+    """Grow's parts, functions that draw one each: N outputs for some of this Grow's sources."""
     chosen = some_sources(task, settings, g)
-    sources, parts = [task.sources[i] for i in chosen], []
-    for k, temperature in enumerate(settings.temperature):
+
+    def draw(index, n, temperature, seeds):
+        drawn = grow(policy, [task.sources[i] for i in index], n, seeds, task.max_len, temperature,
+                     settings.top_k, settings.top_p, settings.rows, settings.precision,
+                     run.progress(f"Grow {g}"))
+        return replace(drawn, source=index[drawn.source])
+
+    parts = []
+    for k, temperature in enumerate(settings.temperature[: settings.samples]):
         n = len(range(k, settings.samples, len(settings.temperature)))  # its share of the samples
-        if n:
-            parts.append(grow(policy, sources, n, (settings.seed, g, k)[: 2 + (k > 0)],
-                              task.max_len, temperature, settings.top_k, settings.top_p,
-                              settings.rows, settings.precision, run.progress(f"Grow {g}")))
-    samples = Pairs.join(parts)
-    return replace(samples, source=chosen[samples.source])
+        some = max(1, PART // n)
+        for at in range(0, len(chosen), some):
+            seeds = (settings.seed, g, k, at)
+            parts.append(partial(draw, chosen[at : at + some], n, temperature, seeds))
+    return parts
 
 
-def score_all(pool, task, settings, g, run):
-    """D_g: the samples and D, scored; and a line about them, and a warning where one is due.
+def scores(pool, task, settings):
+    """D_g's parts, functions that score one each: the pool's samples, then D.
 
     pool: the samples of each Grow that counts, the last one being this Grow's.
     """
-    samples = Pairs.join(pool)
-    if settings.distinct:
-        samples = samples.select(distinct(samples))
-    human = [task.data] if settings.human != "out" else []
-    D_g = score(Pairs.join([samples, *human]), task.sources, task.reward)
-    run.log("grow", grow=g, **describe(D_g, pool[-1], run.seconds(f"grow-{g}")))
+    parts = [part for samples in pool for part in samples.parts()]
+    human = [] if settings.human == "out" else list(task.data.parts())
+    ends = np.cumsum([len(part) for part in parts])
+    different = cache(lambda: np.split(distinct(*pool), ends[:-1]))
+
+    def scored(k):
+        part = (parts + human)[k]
+        if settings.distinct and k < len(parts):
+            part = part.select(different()[k])
+        return score(part, task.sources, task.reward)
+
+    return [partial(scored, k) for k in range(len(parts + human))]
+
+
+def look_at(D_g, samples, settings, g, run):
+    """A line about a new D_g, and a warning where one is due."""
+    run.log("grow", grow=g, **describe(D_g, samples, run.seconds(f"grow-{g}")))
     tau = select(D_g, settings, 1)[1]
     if settings.filter in GLOBAL and tau <= D_g.reward.mean():
         # τ_1 > V(π) = E_{D_g}[R] is what makes the next policy's V rise
         run.log("warning", text=f"the first threshold {tau:.3f} is not above the mean reward "
                 f"{D_g.reward.mean():.3f} of D_g")
-    return D_g
 
 
 def some_sources(task, settings, g):
@@ -463,21 +494,21 @@ def some_sources(task, settings, g):
     return np.sort(rng.choice(n, settings.grow_sources, replace=False)).astype(np.int32)
 
 
-def improve_step(policy, pairs, task, settings, frozen, run, row):
-    """One Improve on `pairs` -> (new policy, its row). Nothing kept: the policy stays."""
+def improve_step(policy, D_g, kept, task, settings, frozen, run, row):
+    """One Improve on what is kept -> (new policy, its row). Nothing kept: the policy stays."""
     g, i = row["grow"], row["improve"]
     name, hp = f"improve-{g}-{i}", settings.training(lr=settings.lr * settings.lr_decay**i)
     start = {"previous": policy, "bc": frozen.bc}.get(settings.start)
     if settings.start == "base":
         start, hp = task.base
-    new = copy.deepcopy(start if len(pairs) else policy)
+    new = copy.deepcopy(start if kept.any() else policy)
     on_eval = (lambda: mean_reward(new, task, settings)) if settings.stop == "best" else None
 
     def make():
         begin, fitted = time.monotonic(), {"updates": 0, "units": 0, "seconds": 0.0}
-        if len(pairs):
-            fitted = improve(new, pairs, task.sources, settings, hp, seed_of(settings.seed, g, i),
-                             row["loss"], frozen, evaluate=on_eval, log=run.logger(name),
+        if kept.any():
+            fitted = improve(new, D_g, task.sources, settings, hp, seed_of(settings.seed, g, i),
+                             row["loss"], frozen, kept, evaluate=on_eval, log=run.logger(name),
                              checkpoint=run.checkpoint, title=f"Improve {g},{i}")
         else:
             run.log("warning", text=f"{name}: the filter kept nothing, so it is skipped")

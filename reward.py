@@ -98,7 +98,7 @@ def train_reward(model, sources, rated, hp, seed, preferences=False, **kwargs):
     Preferences:  -log σ(r(x, y_w) - r(x, y_l))  (Bradley-Terry; Christiano et al. 2017, eq. 1).
     """
     device = model.body.embedding.weight.device
-    rating = torch.from_numpy(rated.reward).to(device)
+    rating = torch.tensor(rated.reward, device=device)
     winners, losers = preference_pairs(rated, seed) if preferences else (np.arange(len(rated)),) * 2
     if len(winners) == 0:
         raise ValueError("no source has two outputs of different rating: nothing to prefer")
@@ -135,7 +135,7 @@ def train_value(model, sources, pairs, hp, seed, **kwargs):
     The only reward comes at the end and γ = 1, so the return of each position is R(x, y).
     """
     device = model.body.embedding.weight.device
-    reward = torch.from_numpy(pairs.reward).to(device)
+    reward = torch.tensor(pairs.reward, device=device)
 
     def loss_of(index, progress):
         tokens = pad(pairs.targets(index), device)

@@ -4,7 +4,7 @@
       config.json     all settings, versions, seed
       metrics.jsonl   one object per event
       samples.txt     fixed test sources with their outputs and scores, after each step
-      steps/          what each finished step made: weights and rows (.pt), pairs (.npz)
+      steps/          what each finished step made: weights and rows (.pt), pairs (a folder)
       checkpoint.pt   where the unfinished step stands, if it is one `fit` (PPO is many)
       policy.pt, reward.pt, results.json, *.png                     what comes out in the end
 
@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from train import Pairs, write
+from pairs import Pairs, size_of, write
 
 
 class UserError(Exception):
@@ -161,29 +161,48 @@ class Run:
         return [json.loads(line) for line in whole.splitlines()]
 
     def step(self, name, make):
-        """What make() makes, Pairs or a dict of tensors and plain values: made once, then kept.
+        """What make() makes, a dict of tensors and plain values: made once, then kept."""
+        file = self.folder / "steps" / f"{name}.pt"
+
+        def make_file():
+            made = make()
+            write(file, lambda f: torch.save(made, f))
+
+        self.once(name, file, make_file)
+        return torch.load(file, weights_only=True, map_location="cpu")
+
+    def pairs(self, name, makes, look=None):
+        """The Pairs that the functions `makes` make, one part each, one after the other.
+
+        A part is kept as soon as it is made, and not made again. look(pairs) is called once, when
+        all are there.
+        """
+        folder = self.folder / "steps" / name
+        unfinished = folder.with_name(name + ".unfinished")
+
+        def make():
+            for make_part in makes[size_of(unfinished)["parts"] :]:
+                make_part().append_to(unfinished)
+            if look is not None:
+                look(Pairs.load(unfinished))
+            unfinished.rename(folder)
+
+        self.once(name, folder, make)
+        return Pairs.load(folder)
+
+    def once(self, name, path, make):
+        """Call make(), which makes `path`, unless it is there.
 
         Raises Stopped if the step of --stop-after is done: what it made has been shown by now.
         """
         if self.stop_after in self.done:
             raise Stopped(f"{self.stop_after} is done; --resume --out {self.folder} goes on")
-        file = self.folder / "steps" / name
-        pairs, other = file.with_name(name + ".npz"), file.with_name(name + ".pt")
-        if pairs.exists():
-            made = Pairs.load(pairs)
-        elif other.exists():
-            made = torch.load(other, weights_only=True, map_location="cpu")
-        else:
+        if not path.exists():
             begin = time.monotonic()
-            made = make()
-            if isinstance(made, Pairs):
-                made.save(pairs)
-            else:
-                write(other, lambda f: torch.save(made, f))
+            make()
             self.times[name] = time.monotonic() - begin
             self.log("step", step=name, seconds=self.times[name])
         self.done.add(name)
-        return made
 
     def seconds(self, name):
         return self.times.get(name, 0.0)

@@ -1,113 +1,22 @@
-"""What every training here is made of: pairs, batches of like length, and one optimiser loop.
+"""What every training here is made of: batches of like length, and one optimiser loop.
 
-`Pairs` is the record that the whole project passes around: D, D_g, ratings. `fit` is the only
-training loop: BC, each Improve, the reward model, the value model and PPO all run through it, each
-with its own loss. A run that is killed inside of `fit` goes on from its checkpoint.
+`fit` is the only training loop: BC, each Improve, the reward model, the value model and PPO all run
+through it, each with its own loss. A run that is killed inside of `fit` goes on from its
+checkpoint.
 
 Left out: mixed-precision loss scaling (bfloat16 needs none), gradient checkpointing, sharding.
 """
 
 import copy
-import os
 import time
-from dataclasses import dataclass, fields
-from pathlib import Path
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
 from model import PAD
-
-# ---------------------------------------------------------------------------------------- pairs
-
-
-@dataclass
-class Pairs:
-    """n pairs (source, target) as flat arrays: 16 million of them are six files, not objects.
-
-    The targets lie end to end in `tokens`: that of pair i is tokens[starts[i] : starts[i + 1]],
-    without bos, with eos unless it was cut off at the maximum length.
-    """
-
-    source: np.ndarray  # (n,) int32, index into the list of sources
-    tokens: np.ndarray  # (sum of lengths,) int32
-    starts: np.ndarray  # (n + 1,) int64
-    logprobs: np.ndarray  # (sum of lengths,) float32, of the policy that drew it
-    reward: np.ndarray  # (n,) float32 in [0, 1]; NaN until scored
-    human: np.ndarray  # (n,) bool, true for D's own pairs, false for samples
-
-    def __len__(self):
-        return len(self.source)
-
-    @property
-    def lengths(self):
-        return np.diff(self.starts)
-
-    def padded_lengths(self, sources):
-        """(n,): the longer side of each pair, which is what a batch has to make room for."""
-        return np.maximum(self.lengths, np.array([len(sources[i]) for i in self.source]))
-
-    def target(self, i):
-        return self.tokens[self.starts[i] : self.starts[i + 1]]
-
-    def targets(self, index=None):
-        return [self.target(i) for i in (range(len(self)) if index is None else index)]
-
-    def select(self, index):
-        """The pairs at `index` (integers or booleans), in that order."""
-        index = np.arange(len(self))[index]
-        lengths = self.lengths[index]
-        starts = np.concatenate([[0], np.cumsum(lengths)])
-        # where each kept token comes from: its pair's start, plus its place within the pair
-        place = np.arange(starts[-1]) - np.repeat(starts[:-1], lengths)
-        at = np.repeat(self.starts[:-1][index], lengths) + place
-        return Pairs(self.source[index], self.tokens[at], starts, self.logprobs[at],
-                     self.reward[index], self.human[index])
-
-    @staticmethod
-    def of(source, targets, logprobs=None, reward=None, human=False):
-        """From n source indices and n targets; without rewards they are NaN: not scored yet."""
-        n, lengths = len(targets), [len(target) for target in targets]
-        flat = np.concatenate([np.zeros(0, np.int32), *targets]).astype(np.int32)
-        logprobs = np.zeros(len(flat)) if logprobs is None else np.concatenate([[], *logprobs])
-        reward = np.full(n, np.nan) if reward is None else np.asarray(reward)
-        return Pairs(np.asarray(source, np.int32), flat, np.concatenate([[0], np.cumsum(lengths)])
-                     .astype(np.int64), logprobs.astype(np.float32), reward.astype(np.float32),
-                     np.full(n, human))
-
-    @staticmethod
-    def join(parts):
-        """One after the other."""
-        joined = {f.name: np.concatenate([getattr(p, f.name) for p in parts])
-                  for f in fields(Pairs) if f.name != "starts"}
-        lengths = np.concatenate([p.lengths for p in parts])
-        return Pairs(starts=np.concatenate([[0], np.cumsum(lengths)]), **joined)
-
-    def save(self, path):
-        write(path, lambda file: np.savez(file, **vars(self)))
-
-    @staticmethod
-    def load(path):
-        with np.load(path, allow_pickle=False) as arrays:
-            return Pairs(**{f.name: arrays[f.name] for f in fields(Pairs)})
-
-
-def write(path, save):
-    """Call save(file) on a file beside `path`, then rename: `path` is whole, or as it was."""
-    path = Path(path)
-    beside = path.with_name(path.name + ".tmp")
-    try:
-        with open(beside, "wb") as file:
-            save(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    except RuntimeError as error:  # what torch.save makes of a full disk
-        raise OSError(f"{path} cannot be written: {error.__context__ or error}") from None
-    finally:
-        beside.unlink(missing_ok=True)
-
+from pairs import write
 
 # -------------------------------------------------------------------------------------- batches
 
@@ -123,21 +32,19 @@ def pad(sequences, device="cpu"):
 def batches(lengths, batch_tokens, seed):
     """Index arrays without end, epoch after epoch, each of at most `batch_tokens` padded tokens.
 
-    lengths: (n,). Items are shuffled, ordered by length within pools of 50 batches, cut, and the
-    batches shuffled: little padding, and still a new mixture in every epoch. Batch k is the same
-    for the same seed, whatever else the program draws.
+    lengths: (n,). Items are shuffled and taken in pools of about 50 batches; a pool is ordered by
+    length, cut, and its batches shuffled: little padding, and still a new mixture in every epoch.
+    Batch k is the same for the same seed, whatever else the program draws.
     """
     pool = max(1, 50 * batch_tokens // max(1, int(lengths.mean())))
     epoch = 0
     while True:
         rng = np.random.default_rng((seed, epoch))
         order = rng.permutation(len(lengths))
-        cut = []
         for at in range(0, len(order), pool):
-            part = order[at : at + pool]
-            cut += by_length(lengths, batch_tokens, part)
-        for k in rng.permutation(len(cut)):
-            yield cut[k]
+            cut = by_length(lengths, batch_tokens, order[at : at + pool])
+            for k in rng.permutation(len(cut)):
+                yield cut[k]
         epoch += 1
 
 

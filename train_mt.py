@@ -33,9 +33,10 @@ from data import Tokenizer, download_multi30k, read_parallel, read_ratings
 from methods import METHODS
 from model import EOS, Config, Transformer, beam_search
 from online import online
+from pairs import Pairs
 from report import Report, best_of_n_table, finish, label, look, verdict
 from run import Run, RunSettings, UserError, choose_device, guarded, parse, setting, valid
-from train import Pairs, by_length, pad
+from train import by_length, pad
 
 
 @dataclass

@@ -25,8 +25,8 @@ from methods import METHODS
 from model import EOS, Config, Transformer
 from run import Run, RunSettings, UserError, choose_device, guarded, parse, setting, valid
 from online import online
+from pairs import Pairs
 from report import Report, best_of_n_table, finish, label, look, verdict
-from train import Pairs
 
 WORDS, HABITS, ADJECTIVES = 32, 10, 8  # of the language
 HABIT_RATE, NOISE_RATE = 0.55, 0.07  # how often a habit, a random word, spoils a demonstration
@@ -187,8 +187,8 @@ def prepare(settings, run, device):
 
     def train_on_ratings(policy, g):
         """Rate outputs of `policy`, and train a reward model on all ratings so far."""
-        rated.append(run.step(f"rated-{g}", lambda: rate_samples(
-            policy, rated_sources, shares[g - 1], language, settings, g)))
+        rated.append(run.pairs(f"rated-{g}", [lambda: rate_samples(
+            policy, rated_sources, shares[g - 1], language, settings, g)]))
         return reward_model(bc, rated_sources, Pairs.join(rated), held_out, language, settings,
                             run, g)
 

@@ -25,7 +25,7 @@ import train_toy
 from run import Run, plain
 
 HERE = Path(__file__).parent
-PROGRAM = ("model", "train", "losses", "reward", "filters", "rest", "online", "train_toy")
+PROGRAM = ("model", "pairs", "train", "losses", "reward", "filters", "rest", "online", "train_toy")
 QUICK = dict(demonstrations=300, rated_sources=120, eval_sources=60, test_sources=100, d_model=32,
              bc_updates=120, reward_updates=60, updates=12, evaluate_every=6, batch_tokens=512,
              value_updates=20, ppo_batch=128)
@@ -78,9 +78,9 @@ class Lab:
         """The scored D_g of a run's first Grow, and its problem."""
         settings = self.settings(**changes)
         run, toy = self.prepare(settings)
-        args = toy.task, settings, 1, run
-        samples = run.step("grow-1", lambda: rest.sample_sources(toy.bc, *args))
-        return run.step("score-1", lambda: rest.score_all([samples], *args)), toy
+        samples = run.pairs("grow-1", rest.draws(toy.bc, toy.task, settings, 1, run))
+        return run.pairs("score-1", rest.scores([samples], toy.task, settings), lambda D_g:
+                         rest.look_at(D_g, samples, settings, 1, run)), toy
 
     def rest(self, **changes):
         """The rows of BC and of each Improve."""
@@ -118,11 +118,17 @@ class SharedRun(Run):
                        for stage, steps in STAGES.items() for step in steps}
 
     def step(self, name, make):
+        return self.in_its_folder(Run.step, name, make)
+
+    def pairs(self, name, makes, look=None):
+        return self.in_its_folder(Run.pairs, name, makes, look)
+
+    def in_its_folder(self, do, name, *args):
         shared = self.shared.get(name)
         if shared is None:
-            return super().step(name, make)
+            return do(self, name, *args)
         own, self.checkpoint = self.checkpoint, shared.checkpoint
-        made = shared.step(name, make)
+        made = do(shared, name, *args)
         self.checkpoint, self.times[name] = own, shared.times[name]
         return made
 

@@ -15,7 +15,6 @@ import pytest
 import tiktoken
 
 import data
-import train
 from data import SPLIT, Tokenizer, UserError, read_lines, read_parallel, read_ratings
 
 TEXT = [  # enough repetition for a few hundred merges
@@ -184,7 +183,7 @@ def test_failed_save_leaves_the_old_file(tokenizer, tmp_path, monkeypatch):
     def full_disk(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(train.os, "replace", full_disk)
+    monkeypatch.setattr("os.replace", full_disk)
     with pytest.raises(UserError, match="No space left"):
         tokenizer.save(path)
     assert path.read_text() == "old" and len(list(tmp_path.iterdir())) == 1

@@ -1,4 +1,4 @@
-"""experiments/: the rule of the verdicts on made-up numbers, what runs share, a quick experiment."""
+"""experiments/: the rule of the verdicts on made-up numbers, what runs share, a quick one."""
 
 import json
 import subprocess

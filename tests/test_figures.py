@@ -1,6 +1,7 @@
 """figures.py: made-up runs of both tasks; what is drawn is read back from the Figure objects."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,8 +10,8 @@ import numpy as np
 import pytest
 
 import figures
+from pairs import Pairs
 from run import UserError
-from train import Pairs
 
 pytest.importorskip("matplotlib")
 
@@ -41,7 +42,7 @@ def write(folder, results, grows=2):
         rewards = np.clip(rng.normal(0.5 + 0.1 * g, 0.1, 600), 0, 1)
         pairs = Pairs.of(np.arange(600), [np.array([5, 2])] * 600, reward=rewards)
         pairs.human[500:] = True
-        pairs.save(folder / "steps" / f"score-{g}.npz")
+        pairs.append_to(folder / "steps" / f"score-{g}")
     return folder
 
 
@@ -108,9 +109,10 @@ def test_a_run_without_a_grow(tmp_path, task, names):
 def test_rewards_of_a_D_g_without_D(tmp_path):
     folder = write(tmp_path / "run", made_up("toy"))
     for g in (1, 2):
-        path = folder / "steps" / f"score-{g}.npz"
+        path = folder / "steps" / f"score-{g}"
         pairs = Pairs.load(path)
-        pairs.select(~pairs.human).save(path)
+        shutil.rmtree(path)
+        pairs.select(~pairs.human).append_to(path)
     ax, = figures.rewards(folder).axes
     assert set(lines(ax)) == {"mean of Grow 1", "mean of Grow 2"}
 
@@ -145,7 +147,7 @@ def test_rewards_are_densities_with_their_means(tmp_path):
         assert area == pytest.approx(100, rel=1e-4)
         assert patch.get_fill() == (patch.get_label() != "D, human")
     for g in (1, 2):
-        pairs = Pairs.load(folder / "steps" / f"score-{g}.npz")
+        pairs = Pairs.load(folder / "steps" / f"score-{g}")
         mean = 100 * pairs.reward[~pairs.human].mean()
         np.testing.assert_allclose(lines(ax)[f"mean of Grow {g}"].get_xdata(), mean, rtol=1e-6)
         assert f"Grow {g}: mean {mean:.1f}" in texts(ax)

@@ -19,11 +19,12 @@ import train_mt
 import train_toy
 from methods import METHODS
 from online import online
+from pairs import Pairs
 from rest import Settings
 from run import guarded, parse
-from test_rest import BASE_HP, FakeRun, oracle, some_policy, some_task, spy, weights
+from test_rest import BASE_HP, FakeRun, kept_by, oracle, some_policy, some_task, spy, weights
 from test_train_toy import TINY
-from train import Pairs, Training
+from train import Training
 
 LINE = 0.85  # right and wrong, in the tests' own task
 FIELDS = {field.name: field for field in fields(Settings)}
@@ -141,7 +142,7 @@ def test_rest_is_as_it_was(bc, task):
         lines = [None, *np.quantile(D_g.reward, (0.5, 0.7, 0.85, 0.95))]
         assert row["threshold"] == lines[row["improve"]]
         kept = D_g.reward > (row["threshold"] or -1)
-        np.testing.assert_array_equal(improve["args"][1].reward, D_g.reward[kept])
+        np.testing.assert_array_equal(kept_by(improve).reward, D_g.reward[kept])
         before = policy
 
 
@@ -157,7 +158,7 @@ def test_the_best_of_each_source(name, bc, task):
     yielded, before = went(name, bc, task), weights(bc)
     assert steps(yielded) == [(1, 1), (2, 1)]
     for row, improve, grow, policy, D_g in yielded:
-        kept = improve["args"][1]
+        kept = kept_by(improve)
         assert not D_g.human.any() and list(np.bincount(kept.source)) == 60 * [1]
         np.testing.assert_array_equal(kept.reward[np.argsort(kept.source)],
                                       best_of_each(D_g, task).astype(np.float32))
@@ -175,7 +176,7 @@ def test_what_is_right(name, bc, task):
     yielded, before = went(name, bc, task), weights(bc)
     assert steps(yielded) == [(1, 1), (2, 1)]
     for row, improve, grow, policy, D_g in yielded:
-        kept, right = improve["args"][1], D_g.select(D_g.reward > LINE)
+        kept, right = kept_by(improve), D_g.select(D_g.reward > LINE)
         assert not D_g.human.any() and len(D_g) == 360 and row["threshold"] == LINE
         assert (kept.reward == 1).all() and 0 < len(kept) < len(D_g)
         count, all_right = (np.bincount(x.source, minlength=60) for x in (kept, right))
@@ -193,7 +194,7 @@ def test_what_is_right(name, bc, task):
 
 def test_rft_adds_different_right_outputs_to_D(bc, task):
     (row, improve, grow, _, D_g), = went("rft", bc, task)
-    kept = improve["args"][1]
+    kept = kept_by(improve)
     assert (row["grow"], row["improve"], row["kept_data"]) == (1, 1, 1)
     assert list(kept.source[kept.human]) == list(range(60)) and (kept.reward[kept.human] < 1).any()
     samples = kept.select(~kept.human)
@@ -277,7 +278,7 @@ def test_every_method_runs_from_start_to_end(name, rows, kept, begun, tmp_path, 
     others = saved.keys() - line
     assert {k: settings[k] for k in others} == {k: saved[k] for k in others}
     if last == "ReST":
-        D_g = Pairs.load(folder / "steps" / f"score-{rows[-1][0]}.npz")
+        D_g = Pairs.load(folder / "steps" / f"score-{rows[-1][0]}")
         assert D_g.human.sum() == (200 if name in ("rest", "rft") else 0)
 
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 import rest
+from pairs import Pairs
 from report import COLUMNS, Report, best_of_n_table, chosen, label, look, over_runs, verdict
 from run import Run, RunSettings, UserError
-from train import Pairs
 
 ROW = {"name": "ReST", "loss": "bc", "grow": 1, "improve": 2, "reward": 0.7349, "oracle": 0.5,
        "entropy": 1.239, "kept_samples": 0.296, "kept_data": 1.0, "samples": 12345678,
@@ -154,7 +154,7 @@ def save_grow(run, g, reward):
     n = len(reward)
     pairs = Pairs.of(np.arange(n), [np.array([10 + i, 2]) for i in range(n)], reward=reward)
     pairs.human[-2:] = True
-    pairs.save(run.folder / "steps" / f"score-{g}.npz")
+    pairs.append_to(run.folder / "steps" / f"score-{g}")
 
 
 def test_look(run, capsys):
@@ -212,8 +212,8 @@ def test_look_with_every_switch_of_the_filter(run, capsys):
 
 def test_look_at_a_D_g_without_D(run, capsys):
     n = len(REWARD)
-    Pairs.of(np.arange(n), n * [np.array([10, 2])], reward=REWARD).save(
-        run.folder / "steps" / "score-1.npz")
+    Pairs.of(np.arange(n), n * [np.array([10, 2])], reward=REWARD).append_to(
+        run.folder / "steps" / "score-1")
     look(run, replace(SETTINGS, human="out"), str, str)
     out = capsys.readouterr().out
     assert "keeps 6 of 7 pairs, 0% of D" in out and " human " not in out

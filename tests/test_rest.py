@@ -16,13 +16,14 @@ import losses
 import online
 import rest
 import train
-from model import BOS, EOS, PAD, Config, Transformer, token_logprobs
-from reward import ValueModel
 from filters import FILTERS, GLOBAL, THRESHOLDS, select
+from model import BOS, EOS, PAD, Config, Transformer, token_logprobs
+from pairs import Pairs, size_of
 from rest import (Frozen, Settings, Task, collect, describe, distinct, evaluate, fingerprints,
                   grow, improve, logprobs_of, score)
+from reward import ValueModel
 from run import Run, RunSettings, Stopped, UserError
-from train import Pairs, Training, pad
+from train import Training, pad
 
 WORDS, FILLER = 4, 11
 V, MAX_LEN = 12, 6  # ids 3-6 are source words, 7-10 their partners
@@ -92,6 +93,15 @@ class FakeRun:
         self.steps.append(name)
         return make()
 
+    def pairs(self, name, makes, look=None):
+        self.steps.append(name)
+        made = Pairs.join([make() for make in makes])
+        for array in vars(made).values():
+            array.flags.writeable = False  # as what a run loads from disk
+        if look is not None:
+            look(made)
+        return made
+
     def log(self, event, **values):
         self.events.append({"event": event, **values})
 
@@ -107,6 +117,23 @@ class FakeRun:
 
 def weights(network):
     return torch.cat([x.detach().flatten().clone() for x in network.state_dict().values()])
+
+
+def kept_by(call):
+    """The pairs that a spied improve() was to train on."""
+    pairs, kept = call["args"][1], call["args"][8]
+    return pairs.select(kept)
+
+
+def drawn_by(policy, task, settings, g=1):
+    """The samples of Grow g."""
+    return FakeRun().pairs("grow", rest.draws(policy, task, settings, g, FakeRun()))
+
+
+def small_parts(monkeypatch, n):
+    """Grow, and whatever goes part by part, take n pairs at a time."""
+    monkeypatch.setattr(rest, "PART", n)
+    monkeypatch.setattr(Pairs.parts, "__defaults__", (n,))
 
 
 def same(a, b):
@@ -536,6 +563,24 @@ def test_fingerprints_are_of_source_and_target_alone():
     np.testing.assert_array_equal(fingerprints(scored), fingerprints(a))
 
 
+def test_fingerprints_are_made_part_by_part(monkeypatch):
+    pairs = Pairs.join([random_pairs(300, 0), Pairs.of([1, 2], [[], range(3, 40)])])
+    whole = fingerprints(pairs)
+    for size in (1, 7, 301, 302):
+        small_parts(monkeypatch, size)
+        np.testing.assert_array_equal(fingerprints(pairs), whole)
+
+
+def test_distinct_of_several_pools_is_that_of_all_their_pairs(monkeypatch):
+    pools = [random_pairs(300, 0, 2), Pairs.of([1], [range(3, 40)]), random_pairs(200, 1, 4)]
+    whole = distinct(Pairs.join(pools))
+    assert not whole[:300].all() and whole[300] and 0 < whole[301:].sum() < 200
+    assert whole[301:].sum() < distinct(pools[2]).sum()  # some were in the first pool
+    for size in (1, 7, 10**6):
+        small_parts(monkeypatch, size)
+        np.testing.assert_array_equal(distinct(*pools), whole)
+
+
 def test_describe_against_loops():
     drawn = Pairs.of([0, 0, 1, 1, 1], [[7, EOS], [7, EOS], [8, 9, 7], [7, EOS], [EOS]],
                      [[-1, -2], [-1, -2], [-3, -3, -3], [-0.5, -0.5], [-4]],
@@ -649,6 +694,29 @@ def test_improve_accumulates_exactly(loss, bc, task):
     assert k > 2
     assert whole.norm() > 1e-3
     assert (gradient(60, k) - whole).norm() < 1e-4 * whole.norm()
+
+
+@pytest.mark.parametrize("loss", [*losses.LOSSES, "ppo"])
+def test_improve_on_what_is_kept_is_improve_on_a_copy_of_it(loss, bc, task, tmp_path):
+    """To the last bit, in memory or mapped from disk."""
+    D_g = grown(bc, task)
+    kept = np.random.default_rng(0).random(len(D_g)) < 0.4
+    D_g.append_to(tmp_path)
+    before = copy.deepcopy(D_g)
+
+    def improved(pairs, **kwargs):
+        policy, hp = copy.deepcopy(bc), SETTINGS.training(updates=6, accumulate=2)
+        done = improve(policy, pairs, task.sources, SETTINGS, hp, 3, loss, frozen_networks(bc),
+                       **kwargs)
+        return weights(policy), done["units"]
+
+    copied, units = improved(D_g.select(kept))
+    for pairs in (D_g, Pairs.load(tmp_path)):
+        masked, same_units = improved(pairs, kept=kept)
+        assert torch.equal(masked, copied) and same_units == units
+    everything, _ = improved(D_g)
+    assert torch.equal(improved(D_g, kept=np.ones(len(D_g), bool))[0], everything)
+    assert not torch.equal(everything, copied) and same(D_g, before)
 
 
 def test_filtered_behaviour_cloning_raises_the_reward(bc, task):
@@ -871,9 +939,9 @@ def test_D_itself_stays_unscored(whole, task):
 
 
 def test_every_D_g_is_scored_once(whole, task):
-    n = (SETTINGS.samples + 1) * len(task.sources)
-    assert whole["scored"].count(n) == SETTINGS.grow
-    assert set(whole["scored"]) == {n, len(task.eval_sources), len(task.test_sources)}
+    samples, data = SETTINGS.samples * len(task.sources), len(task.data)
+    assert whole["scored"].count(samples) == whole["scored"].count(data) == SETTINGS.grow
+    assert set(whole["scored"]) == {samples, data, len(task.eval_sources), len(task.test_sources)}
 
 
 def test_tokens_and_seconds_are_counted(whole):
@@ -932,7 +1000,7 @@ def test_each_improve_starts_from_the_policy_before_on_what_the_filter_kept(whol
     assert len(whole["improves"]) == len(whole["yielded"])
     for call, (_, after, D_g, kept) in zip(whole["improves"], whole["yielded"]):
         assert torch.equal(call["before"], before)
-        assert same(call["args"][1], D_g.select(kept))
+        assert same(kept_by(call), D_g.select(kept))
         before = after
     assert not torch.equal(before, whole["bc_before"])
 
@@ -1023,7 +1091,7 @@ def test_where_each_improve_starts(start, bc, task, monkeypatch):
     task = with_base(task)
     begin = weights({"bc": bc, "base": task.base[0]}[start])
     calls = spy(monkeypatch, "improve", lambda args: weights(args[0]))
-    grows = spy(monkeypatch, "sample_sources", lambda args: weights(args[0]))
+    grows = spy(monkeypatch, "grow", lambda args: weights(args[0]))
     yielded = [(row, weights(policy)) for row, policy, _ in
                small_rest(bc, task, start=start, grow=2, improve=(2, 1), stop="last")]
     assert len(calls) == len(yielded) == 4
@@ -1036,6 +1104,7 @@ def test_where_each_improve_starts(start, bc, task, monkeypatch):
     # what it starts from is copied, and stays
     assert torch.equal(weights({"bc": bc, "base": task.base[0]}[start]), begin)
     # Grow samples from what came out, not from where it started
+    grows = [call for call in grows if call["args"][2] == SMALL.samples]
     assert torch.equal(grows[0]["before"], weights(bc))
     assert torch.equal(grows[1]["before"], yielded[2][1])
 
@@ -1128,9 +1197,9 @@ def test_a_grow_of_some_sources(bc, task):
     assert list(rest.some_sources(task, replace(SMALL, grow_sources=10**6), 1)) == list(range(60))
 
 
-def test_one_temperature_draws_what_it_always_drew(bc, task):
-    drawn = rest.sample_sources(bc, task, replace(SETTINGS, temperature=(0.8,)), 2, FakeRun())
-    assert same(drawn, grow(bc, task.sources, 6, (SETTINGS.seed, 2), MAX_LEN, 0.8, rows=64))
+def test_a_small_Grow_is_drawn_at_once(bc, task):
+    draw, = rest.draws(bc, task, replace(SETTINGS, temperature=(0.8,)), 2, FakeRun())
+    assert same(draw(), grow(bc, task.sources, 6, (SETTINGS.seed, 2, 0, 0), MAX_LEN, 0.8, rows=64))
 
 
 @pytest.mark.parametrize("temperatures, samples, shares", [
@@ -1140,7 +1209,7 @@ def test_temperatures_share_the_samples(temperatures, samples, shares, bc, task,
     """The first draws with the seeds that it has alone, each other one with its own."""
     calls = spy(monkeypatch, "grow")
     settings = replace(SETTINGS, temperature=temperatures, samples=samples, grow_sources=20)
-    drawn = rest.sample_sources(bc, task, settings, 1, FakeRun())
+    drawn = drawn_by(bc, task, settings)
     assert [(call["args"][2], call["args"][5]) for call in calls] == list(
         zip(shares, temperatures))
     assert sum(shares) == samples and len({call["args"][3] for call in calls}) == len(shares)
@@ -1148,19 +1217,69 @@ def test_temperatures_share_the_samples(temperatures, samples, shares, bc, task,
     assert list(np.unique(drawn.source)) == list(chosen) and len(drawn) == 20 * samples
     assert (np.bincount(drawn.source)[chosen] == samples).all()
     n = 20 * shares[0]
-    alone = rest.sample_sources(bc, task, replace(settings, temperature=temperatures[:1],
-                                                  samples=shares[0]), 1, FakeRun())
+    alone = drawn_by(bc, task, replace(settings, temperature=temperatures[:1], samples=shares[0]))
     assert same(drawn.select(np.arange(n)), alone)
     if temperatures == (1.0, 1.0):  # then the halves are alike, and not the same
         halves = [[list(y) for y in drawn.targets(range(k, k + n))] for k in (0, n)]
         assert halves[0] != halves[1]
 
 
+@pytest.mark.parametrize("size", [1, 7, 50, 10**6])
+def test_a_Grow_in_parts_is_of_the_same_sources_in_the_same_order(size, bc, task, monkeypatch):
+    settings = replace(SETTINGS, temperature=(0.5, 1.0), samples=5, grow_sources=20)
+    whole = drawn_by(bc, task, settings)
+    small_parts(monkeypatch, size)
+    parts = [draw() for draw in rest.draws(bc, task, settings, 1, FakeRun())]
+    assert len(parts) == sum(-(-20 // max(1, size // n)) for n in (3, 2))
+    assert max(map(len, parts)) <= max(size, 3)  # the outputs of a source stay together
+    drawn, chosen = Pairs.join(parts), rest.some_sources(task, settings, 1)
+    assert list(drawn.source) == [*np.repeat(chosen, 3), *np.repeat(chosen, 2)]
+    np.testing.assert_array_equal(drawn.source, whole.source)
+    assert drawn.source.dtype == np.int32 and np.isnan(drawn.reward).all()
+    np.testing.assert_allclose(logprobs_of(bc, task.sources, drawn), drawn.logprobs, atol=1e-5)
+
+
+def test_each_part_of_a_Grow_has_random_numbers_of_its_own(task, monkeypatch):
+    """Whichever is drawn first: so a Grow that goes on is the one that was begun."""
+    small_parts(monkeypatch, 4)
+    alike = replace(task, sources=8 * task.sources[:1])
+    settings = replace(SETTINGS, temperature=(1.0, 1.0), samples=8)
+    draws = rest.draws(some_policy(), alike, settings, 1, FakeRun())
+    parts = [draw() for draw in draws]
+    assert [list(part.source) for part in parts] == [[i] * 4 for i in [*range(8), *range(8)]]
+    assert len({tuple(map(tuple, part.targets())) for part in parts}) == 16
+    for draw, part in zip(draws[::-1], parts[::-1]):
+        assert same(draw(), part)
+
+
+@pytest.mark.parametrize("human", ["filtered", "out"])
+@pytest.mark.parametrize("once", [False, True])
+@pytest.mark.parametrize("size", [1, 7, 100])
+def test_D_g_scored_in_parts_is_D_g_scored_at_once(size, once, human, bc, task, monkeypatch):
+    settings, asked = replace(SMALL, human=human, distinct=once), []
+    pool = [drawn_by(bc, task, settings, g) for g in (1, 2)]
+
+    def counted(sources, outputs):
+        asked.append(len(outputs))
+        return oracle(sources, outputs)
+
+    samples = Pairs.join(pool)
+    samples = samples.select(distinct(samples)) if once else samples
+    expected = score(Pairs.join([samples, *([task.data] if human != "out" else [])]), task.sources,
+                     oracle)
+    small_parts(monkeypatch, size)
+    makes = rest.scores(pool, replace(task, reward=counted), settings)
+    assert asked == []  # only when it is called
+    assert same(Pairs.join([make() for make in makes]), expected)
+    assert max(asked) <= size and sum(asked) == len(expected)
+    assert (len(samples) < 240) == once
+
+
 @pytest.mark.parametrize("keep", [False, True])
 def test_the_samples_of_earlier_grows_can_be_kept(keep, bc, task, monkeypatch):
-    drawn = spy(monkeypatch, "sample_sources")
-    run = FakeRun()
+    drawn, run = spy(monkeypatch, "grow"), FakeRun()
     yielded = small_rest(bc, task, run, keep_samples=keep, grow=3, improve=(1,), unfiltered=False)
+    drawn = [call for call in drawn if call["args"][2] == SMALL.samples]
     for g, (row, _, D_g) in enumerate(yielded, 1):
         expected = Pairs.join([call["result"] for call in drawn[0 if keep else g - 1 : g]])
         samples = D_g.select(~D_g.human)
@@ -1176,8 +1295,9 @@ def test_the_samples_of_earlier_grows_can_be_kept(keep, bc, task, monkeypatch):
 
 def test_the_speed_of_a_grow_is_of_its_own_samples(bc, task, monkeypatch):
     """Also where D_g holds those of earlier Grows, which were drawn in other seconds."""
-    drawn, run = spy(monkeypatch, "sample_sources"), FakeRun()
+    drawn, run = spy(monkeypatch, "grow"), FakeRun()
     small_rest(bc, task, run, keep_samples=True, grow=2)
+    drawn = [call for call in drawn if call["args"][2] == SMALL.samples]
     speeds = [event["tokens_per_second"] for event in run.events if event["event"] == "grow"]
     assert speeds == [len(call["result"].tokens) / 2.0 for call in drawn]
 
@@ -1204,7 +1324,7 @@ def test_a_cap_and_ties_reach_the_improve(bc, task, monkeypatch):
     for changes, n in [(dict(cap=1), 1), (dict(cap=2), 2), (dict(cap=0), 6)]:
         small_rest(bc, task, unfiltered=False, samples=6, human="out", ties=True,
                    thresholds=(0.5,), **changes)
-        kept = calls[-1]["args"][1]
+        kept = kept_by(calls[-1])
         assert set(kept.reward) == {0.5, 1.0} and np.bincount(kept.source).max() == n
 
 
@@ -1253,6 +1373,51 @@ def test_equal_outputs_can_be_kept_only_once(bc, task):
     assert plain["distinct_samples"] == row["distinct_samples"]
     assert plain["samples"] == row["samples"] == 960  # what was drawn, and so what it cost
     assert plain["tokens_drawn"] == row["tokens_drawn"]
+
+
+class Killed(BaseException):
+    """Passes through every handler, like the process's end."""
+
+
+def failing(function, at):
+    """The function, killed instead of its call number `at`."""
+    calls = itertools.count(1)
+
+    def called(*args, **kwargs):
+        if next(calls) == at:
+            raise Killed
+        return function(*args, **kwargs)
+
+    return called
+
+
+def test_a_run_in_parts_that_is_killed_goes_on_with_the_next_part(bc, task, tmp_path, monkeypatch):
+    """A Grow of three parts, killed in the second; five to score, killed in the fourth."""
+    small_parts(monkeypatch, 50)
+    opened = lambda: Run(RunSettings(out=str(tmp_path), resume=True), "x")
+
+    def went(run, reward=oracle):
+        return [(untimed(row), weights(policy), D_g) for row, policy, D_g in
+                small_rest(bc, replace(task, reward=reward), run)]
+
+    def parts_made():
+        return {path.name: size_of(path)["parts"] for path in (tmp_path / "steps").iterdir()}
+
+    whole = went(FakeRun())
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(rest, "grow", failing(grow, 2))
+        went(opened())
+    assert parts_made() == {"grow-1.unfinished": 1}
+    calls = spy(monkeypatch, "grow")
+    with pytest.raises(Killed):
+        went(opened(), failing(oracle, 4))
+    assert parts_made() == {"grow-1": 3, "score-1.unfinished": 3} and len(calls) == 2
+    run = opened()
+    resumed = went(run)
+    assert len(calls) > 2 and SMALL.samples not in [call["args"][2] for call in calls[2:]]
+    for (row, policy, D_g), (row_too, policy_too, D_g_too) in zip(whole, resumed, strict=True):
+        assert row == row_too and torch.equal(policy, policy_too) and same(D_g, D_g_too)
+    assert [event["grow"] for event in run.events() if event["event"] == "grow"] == [1]
 
 
 # --------------------------------------------------------------------------------- the baseline
@@ -1394,28 +1559,21 @@ def test_what_the_baseline_drew_and_trained_on_is_counted(updates, bc, task, mon
         assert row["seconds"] >= row["train_seconds"]
 
 
-class Killed(BaseException):
-    """Passes through every handler, like the process's end."""
-
-
 @pytest.mark.parametrize("how", ["stopped after a part", "killed inside of the next"])
 def test_the_baseline_goes_on_after_its_last_finished_part(how, bc, task, tmp_path):
     """With the policy, the optimiser and the counts that it had: as if it had not been stopped."""
-    settings, calls = replace(LONG_WAY, ppo_rows=3), itertools.count(1)
+    settings = replace(LONG_WAY, ppo_rows=3)
 
     def went(reward, run):
         return [(untimed(row), weights(policy)) for row, policy in online.online(
             bc, replace(task, reward=reward), settings, run)]
 
-    def failing(sources, outputs):  # two rounds and a row are four calls, then another round
-        if next(calls) == 6:
-            raise Killed
-        return oracle(sources, outputs)
-
     whole = went(oracle, FakeRun())
     stop = "ppo-1" if how.startswith("stopped") else ""
+    # two rounds and a row are four calls of the reward, then another round
+    cut = oracle if stop else failing(oracle, 6)
     with pytest.raises(Stopped if stop else Killed):
-        went(oracle if stop else failing, Run(RunSettings(out=str(tmp_path), stop_after=stop), "x"))
+        went(cut, Run(RunSettings(out=str(tmp_path), stop_after=stop), "x"))
     assert [path.name for path in (tmp_path / "steps").iterdir()] == ["ppo-1.pt"]
     resumed = Run(RunSettings(out=str(tmp_path), resume=True), "x")
     torch.manual_seed(77)  # whatever the process has drawn
@@ -1448,3 +1606,25 @@ def test_one_update_a_round_is_reinforce(bc, task):
         step = torch.zeros_like(was) if was.grad is None else was.grad
         torch.testing.assert_close(moved.detach() - was.detach(), step, atol=2e-6, rtol=1e-3)
     assert (weights(policy) - weights(bc)).abs().max() > 1e-3
+
+
+def test_a_reward_is_never_asked_about_nothing(bc, task, monkeypatch):
+    small_parts(monkeypatch, 7)
+    settings = replace(SMALL, distinct=True, temperature=(0.0, 0.0), samples=2)
+    pool, asked = [drawn_by(bc, task, settings)], []
+
+    def counted(s, o):
+        asked.append(len(o))
+        return oracle(s, o)
+
+    for make in rest.scores(pool, replace(task, reward=counted), settings):
+        make()
+    assert min(asked) > 0
+
+
+def test_scores_copies_nothing_before_it_is_called(bc, task, monkeypatch):
+    pool = [drawn_by(bc, task, SMALL)]
+    calls = []
+    monkeypatch.setattr(Pairs, "select", lambda self, index: calls.append(1))
+    rest.scores(pool, task, replace(SMALL, distinct=True))
+    assert not calls

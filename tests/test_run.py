@@ -4,19 +4,21 @@ import errno
 import io
 import json
 import os
+import re
 import shutil
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+import pairs as pairs_py
 import run as run_module
-import train
+from pairs import Pairs
 from run import (Run, RunSettings, Stopped, UserError, choose_device, guarded, parse, plain_type,
                  setting)
-from train import Pairs
 
 
 @dataclass
@@ -161,6 +163,25 @@ def nothing_to_make():
 
 
 PAIRS = Pairs.of([0, 1], [np.array([5, 2]), np.array([6, 7, 2])], reward=[0.25, 1.0])
+PARTS = [PAIRS, Pairs.of([2], [np.array([8])], reward=[0.5]), Pairs.of([], []), PAIRS.select([1])]
+
+
+def assert_same(a, b):
+    for field in fields(Pairs):
+        x, y = getattr(a, field.name), getattr(b, field.name)
+        assert x.dtype == y.dtype and np.array_equal(x, y), field.name
+
+
+def makers(made, fail_at=None, error=KeyboardInterrupt):
+    """Functions that make PARTS, one each, and note which was made; one of them may fail."""
+    def maker(k):
+        def make():
+            if k == fail_at:
+                raise error("no")
+            made.append(k)
+            return PARTS[k]
+        return make
+    return [maker(k) for k in range(len(PARTS))]
 
 
 def test_new_runs_are_numbered():
@@ -240,12 +261,61 @@ def test_a_step_is_made_once():
 
 
 def test_pairs_come_back_as_they_were():
-    run = opened(out="mine")
-    run.step("grow-1", lambda: PAIRS)
-    loaded = opened(out="mine", resume=True).step("grow-1", nothing_to_make)
-    for field in fields(Pairs):
-        a, b = getattr(PAIRS, field.name), getattr(loaded, field.name)
-        assert a.dtype == b.dtype and np.array_equal(a, b), field.name
+    made = opened(out="mine").pairs("grow-1", [lambda: PAIRS])
+    loaded = opened(out="mine", resume=True).pairs("grow-1", [nothing_to_make])
+    assert_same(made, PAIRS)
+    assert_same(loaded, PAIRS)
+
+
+def test_each_part_is_made_once_and_in_order():
+    run, made, seen = opened(out="mine"), [], []
+    first = run.pairs("grow-1", makers(made), seen.append)
+    again = opened(out="mine", resume=True).pairs("grow-1", makers(made), seen.append)
+    for pairs in (first, run.pairs("grow-1", [nothing_to_make]), again, *seen):
+        assert_same(pairs, Pairs.join(PARTS))
+    assert made == [0, 1, 2, 3] and len(seen) == 1
+    assert [e["step"] for e in events(run.folder) if e["event"] == "step"] == ["grow-1"]
+    assert [path.name for path in (run.folder / "steps").iterdir()] == ["grow-1"]
+
+
+def test_pairs_are_read_from_disk_not_kept_in_memory():
+    pairs = opened(out="mine").pairs("grow-1", [lambda: PAIRS])
+    assert not any(getattr(pairs, field.name).flags.writeable for field in fields(Pairs))
+    np.array([0.75, 0.5], np.float32).tofile("mine/steps/grow-1/reward.float32")
+    assert list(Pairs.load("mine/steps/grow-1").reward) == [0.75, 0.5] == list(pairs.reward)
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, UserError])
+@pytest.mark.parametrize("fail_at", range(4))
+def test_pairs_go_on_after_the_last_whole_part(fail_at, error):
+    run, made, seen = opened(out="mine"), [], []
+    for _ in range(2):  # killed twice at the same place
+        with pytest.raises(error):
+            run.pairs("grow-1", makers(made, fail_at, error), seen.append)
+        assert made == list(range(fail_at)) and seen == []
+        assert not (run.folder / "steps/grow-1").exists()
+        assert not (run.folder / "metrics.jsonl").exists() and run.seconds("grow-1") == 0
+        run = opened(out="mine", resume=True)
+    assert_same(run.pairs("grow-1", makers(made), seen.append), Pairs.join(PARTS))
+    assert made == [0, 1, 2, 3] and len(seen) == 1
+
+
+def test_pairs_are_there_by_name_when_they_have_been_looked_at():
+    """Until then they stand under another name; a look that fails is made again, the parts not."""
+    run, made, seen = opened(out="mine"), [], []
+
+    def look(pairs):
+        assert [path.name for path in (run.folder / "steps").iterdir()] == ["grow-1.unfinished"]
+        seen.append(len(pairs))
+        if len(seen) == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run.pairs("grow-1", makers(made), look)
+    run = opened(out="mine", resume=True)
+    assert len(run.pairs("grow-1", makers(made), look)) == 4
+    assert made == [0, 1, 2, 3] and seen == [4, 4]
+    assert [path.name for path in (run.folder / "steps").iterdir()] == ["grow-1"]
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, UserError])
@@ -274,6 +344,23 @@ def test_stop_after():
     assert run.step("b", nothing_to_make) == {"x": 2}
     with pytest.raises(Stopped):  # a step that was done before is done, too
         run.step("c", nothing_to_make)
+
+
+def test_stop_after_pairs():
+    run, seen = opened(out="mine", stop_after="b"), []
+    run.pairs("a", [lambda: PAIRS])
+    assert_same(run.pairs("b", [lambda: PAIRS], seen.append), PAIRS)
+    assert len(seen) == 1  # what is to be said of them has been said
+    for name in ("b", "c"):
+        with pytest.raises(Stopped, match="b is done; --resume --out mine"):
+            run.pairs(name, [nothing_to_make], nothing_to_make)
+    with pytest.raises(Stopped):
+        run.step("c", nothing_to_make)
+    run = opened(out="mine", resume=True, stop_after="b")
+    assert_same(run.pairs("b", [nothing_to_make], nothing_to_make), PAIRS)
+    with pytest.raises(Stopped):
+        run.pairs("c", [nothing_to_make])
+    assert not (run.folder / "steps/c.unfinished").exists()
 
 
 def test_seconds_outlive_the_process(monkeypatch):
@@ -341,32 +428,36 @@ class Full(io.BufferedWriter):
 
 
 def full_at_write(monkeypatch):
-    monkeypatch.setattr(train, "open", lambda path, mode: Full(io.FileIO(path, mode)),
+    monkeypatch.setattr(pairs_py, "open", lambda path, mode: Full(io.FileIO(path, mode)),
                         raising=False)
 
 
 def full_at_fsync(monkeypatch):
     def fsync(number):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    monkeypatch.setattr(train.os, "fsync", fsync)
+    monkeypatch.setattr(pairs_py.os, "fsync", fsync)
 
 
-MADE = {"tensors": lambda: {"w": torch.zeros(5000)},
-        "pairs": lambda: Pairs.of(range(999), [np.array([5, 2])] * 999)}
+def make_tensors(run):
+    return run.step("a", lambda: {"w": torch.zeros(5000)})["w"]
+
+
+def make_pairs(run):
+    return run.pairs("a", [partial(Pairs.of, range(n), n * [[5, 2]]) for n in (10, 4990)])
 
 
 @pytest.mark.parametrize("fill", [full_at_write, full_at_fsync])
-@pytest.mark.parametrize("what", MADE)
-def test_a_full_disk_is_one_line_and_no_half_file(monkeypatch, capsys, fill, what):
+@pytest.mark.parametrize("make", [make_tensors, make_pairs])
+def test_a_full_disk_is_one_line_and_no_half_file(monkeypatch, capsys, fill, make):
     run = opened(out="mine")
     with monkeypatch.context() as patch:
         fill(patch)
         with pytest.raises(SystemExit) as stop:
-            guarded(lambda: run.step("a", MADE[what]))
+            guarded(lambda: make(run))
     error = capsys.readouterr().err
     assert stop.value.code == 2 and error.startswith("error: ") and len(error.splitlines()) == 1
-    assert not list((run.folder / "steps").iterdir())
-    assert len(run.step("a", MADE[what])) == len(MADE[what]())  # once there is room again
+    assert {path.name for path in (run.folder / "steps").iterdir()} <= {"a.unfinished"}
+    assert len(make(run)) == 5000  # once there is room again
 
 
 @pytest.mark.parametrize("fill", [full_at_write, full_at_fsync])
@@ -414,3 +505,9 @@ def test_a_device_that_is_not_there():
     if not torch.cuda.is_available():
         with pytest.raises(UserError, match="--device cuda"):
             choose_device("cuda")
+
+
+def test_every_module_is_packaged():
+    root = Path(run_module.__file__).parent
+    named = re.search(r"py-modules = \[(.*?)\]", (root / "pyproject.toml").read_text(), re.S)[1]
+    assert {file.stem for file in root.glob("*.py")} == set(re.findall(r'"(\w+)"', named))

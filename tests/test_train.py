@@ -1,8 +1,7 @@
-"""train.py: the record of pairs, batches of like length, and the one optimiser loop."""
+"""train.py: batches of like length, and the one optimiser loop."""
 
 import copy
 import itertools
-from dataclasses import fields
 
 import numpy as np
 import pytest
@@ -12,112 +11,8 @@ import torch.nn as nn
 import losses
 import train
 from model import EOS, PAD, Config, Dropout, Transformer, shift_right
-from train import Pairs, Training, batches, by_length, fit, pad, write
-
-
-def some_pairs():
-    """Five pairs, an empty target among them."""
-    targets = [[5, 6, EOS], [7, EOS], [], [8, 9, 10, EOS], [EOS]]
-    logprobs = [[-0.1 * (i + t) for t in range(len(y))] for i, y in enumerate(targets)]
-    return targets, Pairs.of([3, 0, 0, 2, 1], targets, logprobs, [0.1, 0.2, 0.3, 0.4, 0.5],
-                             human=np.array([True, False, True, False, False]))
-
-
-def assert_same(a, b):
-    for f in fields(Pairs):
-        x, y = getattr(a, f.name), getattr(b, f.name)
-        assert x.dtype == y.dtype, f.name
-        np.testing.assert_array_equal(x, y, err_msg=f.name)
-
-
-# ---------------------------------------------------------------------------------------- pairs
-
-
-def test_pairs_are_what_went_in():
-    targets, pairs = some_pairs()
-    assert len(pairs) == 5
-    assert [list(y) for y in pairs.targets()] == targets
-    assert [list(y) for y in pairs.targets([3, 1])] == [targets[3], targets[1]]
-    assert list(pairs.lengths) == [3, 2, 0, 4, 1]
-    assert list(pairs.target(2)) == []
-    assert [pairs.source.dtype, pairs.tokens.dtype, pairs.starts.dtype] == [
-        np.int32, np.int32, np.int64]
-    assert [pairs.logprobs.dtype, pairs.reward.dtype, pairs.human.dtype] == [
-        np.float32, np.float32, bool]
-    at = pairs.starts[3]
-    np.testing.assert_allclose(pairs.logprobs[at : at + 4], [-0.3, -0.4, -0.5, -0.6])
-
-
-def test_pairs_are_not_scored_until_they_are():
-    pairs = Pairs.of([0, 1], [[3, EOS], [EOS]])
-    assert np.isnan(pairs.reward).all() and len(pairs.reward) == 2
-    assert not pairs.human.any()
-    assert (pairs.logprobs == 0).all() and len(pairs.logprobs) == 3
-    assert Pairs.of(range(2), [[3, EOS], [EOS]], human=True).human.all()
-
-
-def test_no_pairs_at_all():
-    empty = Pairs.of([], [])
-    assert len(empty) == 0 and empty.targets() == [] and list(empty.starts) == [0]
-    _, pairs = some_pairs()
-    assert_same(pairs.select(np.zeros(5, bool)), empty)
-    assert_same(Pairs.join([empty, pairs, empty]), pairs)
-
-
-@pytest.mark.parametrize("index", [
-    [3, 0, 0, 2], [-1, 2], [], np.array([4, 3, 2, 1, 0]), slice(1, 4),
-    np.array([True, False, True, False, True])])
-def test_select_takes_these_pairs_in_this_order(index):
-    targets, pairs = some_pairs()
-    chosen = pairs.select(index)
-    expected = list(np.arange(5)[index])
-    assert [list(y) for y in chosen.targets()] == [targets[i] for i in expected]
-    for row, i in enumerate(expected):
-        assert chosen.source[row] == pairs.source[i]
-        assert chosen.reward[row] == pairs.reward[i]
-        assert chosen.human[row] == pairs.human[i]
-        np.testing.assert_array_equal(chosen.logprobs[chosen.starts[row] : chosen.starts[row + 1]],
-                                      pairs.logprobs[pairs.starts[i] : pairs.starts[i + 1]])
-    assert chosen.starts.dtype == np.int64
-
-
-def test_select_copies():
-    _, pairs = some_pairs()
-    chosen = pairs.select(np.ones(5, bool))
-    chosen.tokens[:], chosen.reward[:], chosen.source[:] = 99, 0.0, 99
-    assert_same(pairs, some_pairs()[1])
-
-
-def test_join_is_one_after_the_other():
-    _, pairs = some_pairs()
-    parts = [pairs.select([0, 1]), pairs.select([2]), pairs.select([3, 4])]
-    assert_same(Pairs.join(parts), pairs)
-
-
-def test_save_and_load_give_the_same_pairs(tmp_path):
-    _, pairs = some_pairs()
-    pairs.reward[1] = np.nan
-    pairs.save(tmp_path / "pairs.npz")
-    assert_same(Pairs.load(tmp_path / "pairs.npz"), pairs)
-    assert [p.name for p in tmp_path.iterdir()] == ["pairs.npz"]
-
-
-def test_write_is_all_or_nothing(tmp_path):
-    path = tmp_path / "file"
-    write(path, lambda file: file.write(b"old"))
-
-    def breaks_off(file):
-        file.write(b"half of the n")
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        write(path, breaks_off)
-    assert path.read_bytes() == b"old"
-    with pytest.raises(KeyboardInterrupt):
-        write(tmp_path / "other", breaks_off)
-    assert not (tmp_path / "other").exists()
-    write(path, lambda file: file.write(b"new"))  # what was left behind is no obstacle
-    assert path.read_bytes() == b"new"
+from pairs import Pairs
+from train import Training, batches, by_length, fit, pad
 
 
 # -------------------------------------------------------------------------------------- batches
@@ -172,6 +67,27 @@ def test_batches_depend_on_seed_and_epoch_alone():
     assert epochs[0] != epochs[1] and epochs[0] != other
     mixed = [{frozenset(index) for index in epoch} for epoch in epochs]
     assert len(mixed[0] & mixed[1]) < len(mixed[0]) / 4  # new mixtures, not a new order of the old
+
+
+def test_batches_are_cut_no_sooner_than_they_are_asked_for(monkeypatch):
+    """A pool is cut when those before have been given out; all pools together are an epoch."""
+    lengths, pools, given = random_lengths(5000), [], []
+
+    def spied(lengths, batch_tokens, index):
+        assert len(given) == sum(map(len, pools))
+        pools.append(index)
+        return by_length(lengths, batch_tokens, index)
+
+    monkeypatch.setattr(train, "by_length", spied)
+    stream = batches(lengths, 100, seed=1)
+    assert pools == []
+    given += list(next(stream))
+    assert len(pools) == 1 and len(pools[0]) < len(lengths) / 10
+    while len(given) < len(lengths):
+        given += list(next(stream))
+    assert len(pools) > 10 and sorted(np.concatenate(pools)) == list(range(len(lengths)))
+    for pool, at in zip(pools, np.cumsum([0, *map(len, pools)])):
+        assert sorted(given[at : at + len(pool)]) == sorted(pool)
 
 
 def test_batches_waste_little_on_padding():

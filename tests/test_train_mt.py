@@ -25,9 +25,9 @@ import reward as rm
 import train_mt
 from data import Tokenizer
 from model import Config, Transformer
+from pairs import Pairs
 from reward import RewardModel
 from run import guarded
-from train import Pairs
 from train_mt import bleu_chrf, damage, made_ratings, split_ratings
 
 sacrebleu = pytest.importorskip("sacrebleu")
@@ -467,7 +467,7 @@ def test_a_reward_of_ones_own_on_text(finished, corpus, own, no_figures):
     train = (corpus / "train.xx").read_text(encoding="utf-8").splitlines()
     assert set(train[:40]) <= set(sources)  # D's own pairs are scored too
     assert not (own / "run/reward.pt").exists() and (own / "run/policy.pt").exists()
-    pairs = Pairs.load(own / "run/steps/score-1.npz")
+    pairs = Pairs.load(own / "run/steps/score-1")
     texts = Tokenizer.load(own / "run/tokenizer.json")
     for k in (0, len(pairs) - 1):
         text = texts.decode(pairs.target(k).tolist())

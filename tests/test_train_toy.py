@@ -19,9 +19,9 @@ import train
 import train_toy
 from methods import METHODS
 from model import EOS, Config, Transformer
+from pairs import Pairs
 from reward import RewardModel
 from run import Run, Stopped, guarded, parse
-from train import Pairs
 from train_toy import ADJECTIVES, HABITS, MAX_LEN, WORDS, Language, Settings, prepare, rate
 
 PROGRAM = Path(train_toy.__file__)
@@ -197,9 +197,10 @@ def same_results(a, b):
 def begin(finished, folder, *steps):
     """A folder in which the steps of a finished run are done."""
     (folder / "steps").mkdir(parents=True)
-    for step in steps:
-        for file in (finished / "steps").glob(f"{step}.*"):
-            shutil.copy(file, folder / "steps")
+    for path in (finished / "steps").iterdir():
+        if any(path.match(step) or path.match(f"{step}.pt") for step in steps):
+            copy = shutil.copytree if path.is_dir() else shutil.copy
+            copy(path, folder / "steps" / path.name)
     return folder
 
 
@@ -228,8 +229,8 @@ def test_the_folder_of_a_run(finished):
         "BC", "ReST", "ReST", "ReST", "ReST", "PPO"]
     for name in ("improve", "best_of_n", "rewards"):
         assert (finished / f"{name}.png").read_bytes().startswith(b"\x89PNG\r\n")
-    left = [path.name for path in finished.rglob("*") if path.name.endswith((".tmp", "point.pt"))]
-    assert not left
+    unfinished = (".tmp", ".unfinished", "point.pt")
+    assert not [path for path in finished.rglob("*") if path.name.endswith(unfinished)]
 
 
 def test_results(finished):
@@ -241,7 +242,7 @@ def test_results(finished):
         ("BC", "bc"), *4 * [("ReST", "bc")], ("PPO", "ppo")]
     assert [(row["grow"], row["improve"]) for row in rows] == [
         (0, 0), (1, 0), (1, 1), (1, 2), (2, 1), (2, 4)]  # PPO: rounds, updates in each
-    one, two = (train.Pairs.load(finished / "steps" / f"score-{g}.npz").reward for g in (1, 2))
+    one, two = (Pairs.load(finished / "steps" / f"score-{g}").reward for g in (1, 2))
     lines = [np.quantile(one, 0.5), np.quantile(one, 0.7), np.quantile(two, 0.5)]
     assert [rows[k]["threshold"] for k in (0, 1, 5)] == [None] * 3
     assert [row["threshold"] for row in rows[2:5]] == pytest.approx(lines)
@@ -258,7 +259,7 @@ def test_results(finished):
         assert 0 < row["entropy"] < np.log(67) and abs(row["kl_to_bc"]) < 1 and row["seconds"] > 0
         assert 0 <= row["reward_error"] <= 1
     assert abs(rows[0]["kl_to_bc"]) < 1e-5  # BC from itself
-    drawn = [len(train.Pairs.load(finished / "steps" / f"grow-{g}.npz").tokens) for g in (1, 2)]
+    drawn = [len(Pairs.load(finished / "steps" / f"grow-{g}").tokens) for g in (1, 2)]
     assert [row["tokens_drawn"] for row in rows[:5]] == [0, *3 * drawn[:1], sum(drawn)]
     assert 64 <= rows[5]["tokens_drawn"] <= 64 * MAX_LEN and rows[0]["grow_seconds"] == 0
     assert all(row["updates"] in (0, 5, 10) and row["tokens_trained"] > 0 for row in rows[1:5])
@@ -278,7 +279,7 @@ def test_best_of_n(finished):
 
 
 def test_what_is_kept_is_what_is_strictly_above(finished):
-    pairs = train.Pairs.load(finished / "steps" / "score-1.npz")
+    pairs = Pairs.load(finished / "steps" / "score-1")
     assert len(pairs) == 600 and pairs.human.sum() == 200 and not pairs.human[:400].any()
     for row, q in zip(results(finished)["rows"][2:4], (0.5, 0.7)):
         kept = pairs.reward > np.quantile(pairs.reward, q)
@@ -333,7 +334,7 @@ def test_stop_after_and_resume(finished, tmp_path, no_figures, capsys):
     folder = tmp_path / "run"
     guarded(lambda: main(folder, "--stop-after", "grow-1"))
     assert "grow-1 is done" in capsys.readouterr().out
-    assert (folder / "steps/grow-1.npz").exists() and not (folder / "steps/score-1.npz").exists()
+    assert (folder / "steps/grow-1").exists() and not (folder / "steps/score-1").exists()
     assert not (folder / "results.json").exists()
     main(folder, "--resume", "--stop-after", "grow1")  # no such step
     assert "no step is called grow1" in capsys.readouterr().out
@@ -373,7 +374,7 @@ def killed_inside(monkeypatch, folder, step, update, flags):
     def kill(path, state, *rest):
         suspend(path, state, *rest)
         before = STEPS[STEPS.index(step) - 1]
-        begun = step == "bc" or list((folder / "steps").glob(f"{before}.*"))
+        begun = step == "bc" or (folder / "steps" / f"{before}.pt").exists()
         if begun and state["update"] >= update:
             raise Killed
 
@@ -442,7 +443,7 @@ def test_every_loss(finished, tmp_path, no_figures, capsys, loss):
     ("threshold", None), ("quantile", ["0.4", "0.8"]), ("percentile", ["30", "60"]),
     ("gamma", ["0", "0.6"]), ("top", ["2", "1"])])
 def test_every_filter(finished, tmp_path, no_figures, name, thresholds):
-    reward = train.Pairs.load(finished / "steps/score-1.npz").reward
+    reward = Pairs.load(finished / "steps/score-1").reward
     if thresholds is None:  # rewards of so short a training lie close together
         thresholds = [f"{np.quantile(reward, q):.6f}" for q in (0.3, 0.6)]
     begin(finished, tmp_path / "run", *DRAWN)
@@ -468,7 +469,7 @@ def test_distinct_and_some_sources(finished, tmp_path, no_figures):
     begin(finished, tmp_path / "run", *DRAWN[:4])
     rows = short(tmp_path / "run", "--distinct", "--grow-sources", "50", "--temperature", "0")
     assert rows[3]["samples"] == 100 and rows[3]["distinct_samples"] == 50
-    assert len(train.Pairs.load(tmp_path / "run/steps/score-1.npz")) == 50 + 200
+    assert len(Pairs.load(tmp_path / "run/steps/score-1")) == 50 + 200
 
 
 def test_ppo_with_fewer_sources_than_a_round_wants(tmp_path, no_figures):
@@ -599,12 +600,12 @@ def load(cls, folder, step, key):
 
 def test_refresh_shares_the_ratings_out_over_the_grows(finished, refreshed):
     """Each source is rated in one of them; there are as many ratings as without."""
-    parts = [Pairs.load(refreshed / "steps" / f"rated-{g}.npz") for g in (1, 2)]
+    parts = [Pairs.load(refreshed / "steps" / f"rated-{g}") for g in (1, 2)]
     assert [len(set(part.source)) for part in parts] == [31, 30]
     both = Pairs.join(parts)
     assert (np.bincount(both.source) == 4).all() and len(np.bincount(both.source)) == 61
     assert len(both) == 4 * 61 and np.allclose(6 * both.reward, np.round(6 * both.reward))
-    assert len(Pairs.load(finished / "steps/rated-1.npz")) == 4 * 60
+    assert len(Pairs.load(finished / "steps/rated-1")) == 4 * 60
     done = [e["step"] for e in events(refreshed) if e["event"] == "step"]
     assert done == ["rated-1", "reward", "evaluate-bc", "grow-1", "score-1", "improve-1-0",
                     "improve-1-1", "improve-1-2", "rated-2", "reward-2", "grow-2", "score-2",
@@ -617,7 +618,7 @@ def test_refresh_rates_the_policy_that_grows(refreshed):
     policies = load(Transformer, refreshed, "bc", "policy"), load(Transformer, refreshed,
                                                                   "improve-1-2", "policy")
     for g, own in enumerate(policies):
-        rated = Pairs.load(refreshed / "steps" / f"rated-{g + 1}.npz")
+        rated = Pairs.load(refreshed / "steps" / f"rated-{g + 1}")
         gaps = [np.abs(rest.logprobs_of(policy, sources, rated) - rated.logprobs).max()
                 for policy in (own, policies[1 - g])]
         assert gaps[0] < 1e-4 < gaps[1]
@@ -627,7 +628,7 @@ def test_each_grow_is_scored_by_its_own_reward_model(refreshed, monkeypatch, cap
     task = data_of(monkeypatch, *REFRESHED)
     models = [load(RewardModel, refreshed, step, "reward") for step in ("reward", "reward-2")]
     for g, model in enumerate(models):
-        D_g = Pairs.load(refreshed / "steps" / f"score-{g + 1}.npz")
+        D_g = Pairs.load(refreshed / "steps" / f"score-{g + 1}")
         scores = [m.score([task.sources[i] for i in D_g.source], D_g.targets())
                   for m in (model, models[1 - g])]
         assert np.allclose(D_g.reward, scores[0], atol=1e-5)
@@ -653,7 +654,7 @@ def test_a_new_reward_model_is_trained_on_all_ratings_so_far(refreshed, tmp_path
     folder = begin(refreshed, tmp_path / "run", "bc", "rated-*", "evaluate-bc", "grow-1", "score-1",
                    "improve-1-*")
     guarded(lambda: main(folder, *REFRESHED, "--stop-after", "reward-2"))
-    parts = [Pairs.load(refreshed / "steps" / f"rated-{g}.npz") for g in (1, 2)]
+    parts = [Pairs.load(refreshed / "steps" / f"rated-{g}") for g in (1, 2)]
     for rated, expected in zip(seen, (parts[0], Pairs.join(parts)), strict=True):
         assert equal(rated.targets(), expected.targets())
         assert np.array_equal(rated.source, expected.source)
@@ -664,7 +665,7 @@ def test_a_refreshed_run_goes_on(refreshed, tmp_path, no_figures):
     folder = begin(refreshed, tmp_path / "run", "bc", "rated-1", "reward", "evaluate-bc", "grow-1",
                    "score-1", "improve-1-*")
     guarded(lambda: main(folder, *REFRESHED, "--stop-after", "rated-2"))
-    assert (folder / "steps/rated-2.npz").exists() and not (folder / "steps/reward-2.pt").exists()
+    assert (folder / "steps/rated-2").exists() and not (folder / "steps/reward-2.pt").exists()
     main(folder, *REFRESHED, "--resume")
     same_results(refreshed, folder)
 
@@ -672,7 +673,7 @@ def test_a_refreshed_run_goes_on(refreshed, tmp_path, no_figures):
 def test_refresh_without_a_grow_shares_nothing_out(finished, tmp_path, no_figures):
     begin(finished, tmp_path / "run", "bc")
     main(tmp_path / "run", "--refresh", "--grow", "0", "--best-of", "1")
-    assert len(Pairs.load(tmp_path / "run/steps/rated-1.npz")) == 4 * 60
+    assert len(Pairs.load(tmp_path / "run/steps/rated-1")) == 4 * 60
     rows, whole = (timeless(results(x)["rows"]) for x in (tmp_path / "run", finished))
     assert rows == [whole[0], whole[-1]]
 
@@ -698,7 +699,7 @@ def test_show_on_a_finished_run(finished, capsys):
         assert scores[0][0] >= scores[1][1] >= scores[2][0] >= scores[3][1]
         assert all("  ->  " in line and line.split()[1] in ("human", "sample")
                    for k, line in enumerate(block) if k % 3)
-    pairs = train.Pairs.load(finished / "steps/score-1.npz")
+    pairs = Pairs.load(finished / "steps/score-1")
     kept = (pairs.reward > np.quantile(pairs.reward, 0.5)).sum()
     assert f"keeps {kept} of 600 pairs" in lines[heads[0]]
     assert all(path.stat().st_mtime_ns == time for path, time in before.items())

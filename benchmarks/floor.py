@@ -1,0 +1,72 @@
+"""The floor: what the matrix products alone take, each timed at the very shape it has in the model.
+
+No implementation on the same library can be faster; the share of the floor says how much of the
+time is spent on anything else: softmax, norms, random numbers, copies, Python.
+"""
+
+import statistics
+import time
+
+import torch
+import torch.nn.functional as F
+
+
+def seconds_of(function, calls=20):
+    """Median seconds of a call."""
+    found = []
+    for _ in range(calls):
+        begin = time.perf_counter()
+        function()
+        found.append(time.perf_counter() - begin)
+    return statistics.median(found)
+
+
+def linear(rows, width_in, width_out, training=False):
+    """Seconds of one linear map of so many rows; with `training`, of its two gradients too."""
+    x, w = torch.randn(rows, width_in), torch.randn(width_out, width_in)
+    total = seconds_of(lambda: F.linear(x, w))
+    if training:
+        g = torch.randn(rows, width_out)
+        total += seconds_of(lambda: g @ w) + seconds_of(lambda: g.T @ x)
+    return total
+
+
+def attention(batch, queries, keys, width, training=False):
+    """Seconds of the two batched products of an attention (batch: rows times heads)."""
+    q, k = torch.randn(batch, queries, width), torch.randn(batch, keys, width)
+    p = torch.randn(batch, queries, keys)
+    forward = seconds_of(lambda: torch.bmm(q, k.mT)) + seconds_of(lambda: torch.bmm(p, k))
+    return forward * (3 if training else 1)  # each product has two gradients of its own size
+
+
+def decode_step(config, sources, samples, source_length, length):
+    """Seconds of the products of one cached decoding step at target position `length`."""
+    D, rows = config.d_model, sources * samples
+    maps = {(D, D): 4, (D, 2 * D): 1, (D, config.d_ff): 1, (config.d_ff, D): 1}
+    layer = sum(n * linear(rows, *shape) for shape, n in maps.items())
+    heads, width = config.n_heads, D // config.n_heads
+    layer += attention(rows * heads, 1, length, width)
+    layer += attention(sources * heads, samples, source_length, width)
+    return config.n_decoder_layers * layer + linear(rows, D, config.vocab_size)
+
+
+def grow(config, sources, samples, source_length, length):
+    """Seconds of the products of `length` decoding steps; the encoder's are left out."""
+    middle = max(1, length // 2)  # attention grows evenly with the position
+    return length * decode_step(config, sources, samples, source_length, middle)
+
+
+def training_step(config, rows, source_length, length):
+    """Seconds of the products of one forward and backward pass over `rows` pairs."""
+    D, heads, width = config.d_model, config.n_heads, config.d_model // config.n_heads
+    S, T = rows * source_length, rows * length
+    ff = (D, config.d_ff), (config.d_ff, D)
+    square = linear(S, D, D, True), linear(T, D, D, True)
+    encoder = 2 * square[0] + linear(S, D, 2 * D, True) + sum(linear(S, *x, True) for x in ff)
+    encoder += attention(rows * heads, source_length, source_length, width, True)
+    decoder = 4 * square[1] + linear(T, D, 2 * D, True) + linear(S, D, 2 * D, True)
+    decoder += sum(linear(T, *x, True) for x in ff)
+    decoder += attention(rows * heads, length, length, width, True)
+    decoder += attention(rows * heads, length, source_length, width, True)
+    return (config.n_encoder_layers * encoder + config.n_decoder_layers * decoder
+            + linear(T, D, config.vocab_size, True))

@@ -1,0 +1,135 @@
+"""A training step (BC): our `fit` beside JoeyNMT 2.3 and Hugging Face's Marian, and the floor.
+
+    python -m benchmarks.training --data DIR                 # batches of Multi30k, width 128
+    python -m benchmarks.training --dense --width 128 256    # all pairs of one length, no padding
+
+Target tokens a second. All sides see the same batches, made before the clock runs; dropout 0.1 and
+label smoothing 0.1 are on, the gradient is clipped, Adam makes the step. JoeyNMT's own step also
+counts right words; it is timed as it comes.
+"""
+
+import argparse
+import itertools
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+import losses
+from benchmarks import floor, peers
+from benchmarks.measure import Table, side_by_side, times_faster
+from model import EOS, PAD, Config, Transformer, shift_right
+from train import Training, adamw, batches, pad, step
+
+SMOOTHING = 0.1
+
+
+def ours(config, pairs):
+    """A function that makes one update for each of the batches."""
+    torch.manual_seed(0)
+    model = Transformer(config)
+    hp = Training(updates=10**6, warmup=10)
+    optimizer = adamw(model.parameters(), hp)
+    count = itertools.count()
+
+    def loss_of(batch, progress):
+        src, tokens = batch
+        return losses.bc(model(src, shift_right(tokens)), tokens, SMOOTHING)
+
+    def train():
+        model.train()
+        for src, tokens in pairs:
+            n = int((tokens != PAD).sum())
+            step(optimizer, loss_of, [(src, tokens)], n, next(count), hp, "cpu")
+
+    return train
+
+
+def marian(config, pairs):
+    model = peers.marian(config).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+
+    def train():
+        for src, tokens in pairs:
+            logits = model(input_ids=src, attention_mask=(src != PAD).long(),
+                           decoder_input_ids=shift_right(tokens)).logits
+            loss = F.cross_entropy(logits.flatten(0, 1), tokens.flatten(), ignore_index=PAD,
+                                   label_smoothing=SMOOTHING)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+
+    return train
+
+
+def joeynmt(config, pairs):
+    """Its model, loss and update, as its TrainManager calls them."""
+    batch, model = peers.joeynmt(config, SMOOTHING)
+    made = [batch(src, tokens) for src, tokens in pairs]
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+
+    def train():
+        for one in made:
+            model.train()
+            one.sort_by_src_length()
+            loss, _, _, correct = model(return_type="loss", **vars(one))
+            one.normalize(loss, "tokens").backward()
+            correct.item()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+
+    return train
+
+
+def dense(batch_tokens, count, length=16):
+    """Batches of random pairs that all have the same length."""
+    rng = torch.Generator().manual_seed(0)
+    made = torch.randint(4, 4000, (count, 2, batch_tokens // length, length), generator=rng)
+    made[..., -1] = EOS
+    return [tuple(pair) for pair in made]
+
+
+def of_corpus(folder, batch_tokens, count):
+    """The first batches of Multi30k that `fit` would train on."""
+    from data import Tokenizer, download_multi30k, read_parallel
+    corpus = read_parallel(folder or download_multi30k(), "train", "de", "en")
+    tokenizer = Tokenizer.train(corpus.sources + corpus.targets, 4000)
+    sources, targets = ([np.array([*tokenizer.encode(line), EOS]) for line in lines]
+                        for lines in (corpus.sources, corpus.targets))
+    lengths = np.array([max(len(x), len(y)) for x, y in zip(sources, targets)])
+    chosen = itertools.islice(batches(lengths, batch_tokens, 0), count)
+    return [(pad([sources[i] for i in index]), pad([targets[i] for i in index]))
+            for index in chosen]
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.training",
+                                     description=__doc__.split("\n")[0])
+    parser.add_argument("--width", type=int, nargs="+", default=[128])
+    parser.add_argument("--batch-tokens", type=int, default=2048)
+    parser.add_argument("--batches", type=int, default=10, help="updates of one timing")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--dense", action="store_true", help="random pairs of one length")
+    parser.add_argument("--data", help="folder with train.*; default: download Multi30k")
+    args = parser.parse_args(argv)
+    pairs = (dense(args.batch_tokens, args.batches) if args.dense
+             else of_corpus(args.data, args.batch_tokens, args.batches))
+    tokens = sum(int((y != PAD).sum()) for _, y in pairs)
+    table = Table("width", "batches", "tokens/s", "x JoeyNMT", "x HF", "of floor")
+    for width in args.width:
+        config = Config(4003, width, max(4, width // 64), 3, 3, 4 * width, 0.1, 128)
+        sides = {"ours": ours(config, pairs), "JoeyNMT": joeynmt(config, pairs),
+                 "HF": marian(config, pairs)}
+        seconds = side_by_side(sides, args.rounds)
+        median = sorted(seconds["ours"])[args.rounds // 2]
+        least = sum(floor.training_step(config, *x.shape, y.size(1)) for x, y in pairs)
+        table.add(width, "dense" if args.dense else "Multi30k", tokens / median,
+                  times_faster(seconds, "ours", "JoeyNMT"), times_faster(seconds, "ours", "HF"),
+                  least / median)
+    table.end()
+
+
+if __name__ == "__main__":
+    main()
