@@ -180,12 +180,12 @@ def tradeoff(results):
 # ----------------------------------------------------------------------------------------- parts
 
 
-def panels(name, n, width, height, **kwargs):
-    """A figure of n panels side by side. Without pyplot it is Agg that draws, screen or not."""
+def panels(name, n, width, height, rows=1, **kwargs):
+    """A figure of n panels in so many rows. Without pyplot it is Agg that draws, screen or not."""
     from matplotlib.figure import Figure
     figure = Figure((width, height), layout="constrained")
     figure.set_label(name)
-    return figure, figure.subplots(1, n, squeeze=False, **kwargs)[0]
+    return figure, figure.subplots(rows, n // rows, squeeze=False, **kwargs).ravel()
 
 
 def step(row, form):

@@ -19,6 +19,8 @@ from pathlib import Path
 
 import numpy as np
 
+from parallel import first
+
 PART = 2**18  # pairs of a part: some megabytes, and a few minutes of Grow
 
 
@@ -95,8 +97,10 @@ class Pairs:
         """Add these pairs as one more part to those in `folder`, which is made if need be.
 
         size.json says how much of each file counts; it is renewed last, so that what a killed
-        process wrote beyond is written over by the next one.
+        process wrote beyond is written over by the next one. Of several processes the first writes.
         """
+        if not first():
+            return
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         old = size_of(folder)
@@ -148,7 +152,12 @@ def mapped(file, dtype, n):
 
 
 def write(path, save):
-    """Call save(file) on a file beside `path`, then rename: `path` is whole, or as it was."""
+    """Call save(file) on a file beside `path`, then rename: `path` is whole, or as it was.
+
+    Of several processes only the first does so.
+    """
+    if not first():
+        return
     path = Path(path)
     beside = path.with_name(path.name + ".tmp")
     try:

@@ -13,7 +13,8 @@ import numpy as np
 
 import figures
 from filters import GLOBAL, above, select
-from pairs import Pairs
+from pairs import Pairs, write
+from parallel import by_first
 from rest import mean
 from run import UserError, guarded
 
@@ -38,7 +39,7 @@ class Report:
     def __init__(self, run, columns, examples):
         """columns: keys of COLUMNS; examples(policy, row) -> lines about fixed test sources."""
         self.run, self.columns, self.examples, self.rows = run, columns, examples, []
-        (run.folder / "samples.txt").unlink(missing_ok=True)
+        write(run.folder / "samples.txt", lambda file: None)  # begun anew
 
     def add(self, row, policy, show=False):
         """A row and its policy; show: print the examples too, and not only to samples.txt."""
@@ -103,7 +104,7 @@ def finish(run, task, rows, best, policy, reward_model):
     run.save_weights("policy.pt", policy)
     if reward_model is not None:
         run.save_weights("reward.pt", reward_model)
-    drawn = figures.draw(run.folder)
+    drawn = by_first(lambda: figures.draw(run.folder))
     if not drawn:
         print("no figures: matplotlib is not installed")
     if run.stop_after and run.stop_after not in run.done:

@@ -28,9 +28,10 @@ import losses
 from filters import FILTERS, GLOBAL, HIGHEST, THRESHOLDS, select
 from model import EOS, PAD, sample, shift_right, token_logprobs
 from pairs import PART, Pairs
+from parallel import gather, share, sum_up
 from reward import ValueModel, check_rewards, train_value
 from run import UserError, check_settings, setting, valid
-from train import Training, by_length, fit, pad
+from train import Training, by_length, fit, pad, seed_of
 
 
 @dataclass
@@ -159,14 +160,14 @@ def grow(policy, sources, n_samples, seed, max_len, temperature=1.0, top_k=0, to
     order = np.argsort(lengths, kind="stable")
     cut = [order[at : at + per_batch] for at in range(0, len(order), per_batch)]
     device = policy.embedding.weight.device
-    parts = []
-    for k, index in progress(list(enumerate(cut))) if progress else enumerate(cut):
+    batches, parts = share(list(enumerate(cut))), []
+    for k, index in progress(batches) if progress else batches:
         generator = torch.Generator().manual_seed(seed_of(*seed, k))
         with torch.autocast(device.type, torch.bfloat16, precision == "bfloat16"):
             drawn = sample(policy, pad([sources[i] for i in index], device), n_samples, max_len,
                            temperature, top_k, top_p, generator)
         parts.append(unpadded(drawn, np.repeat(index, n_samples)))
-    pairs = Pairs.join(parts)
+    pairs = Pairs.join(gather(parts))
     return pairs.select(np.argsort(pairs.source, kind="stable"))
 
 
@@ -177,12 +178,6 @@ def unpadded(drawn, source):
     return Pairs(source.astype(np.int32), tokens[real].astype(np.int32),
                  np.concatenate([[0], np.cumsum(real.sum(1))]), logprobs[real].astype(np.float32),
                  np.full(len(tokens), np.nan, np.float32), np.zeros(len(tokens), bool))
-
-
-def seed_of(*numbers):
-    """One 63-bit seed from several numbers, all of which matter."""
-    sequence = np.random.SeedSequence((len(numbers), *numbers))
-    return int(sequence.generate_state(1, np.uint64)[0] >> 1)
 
 
 def score(pairs, sources, reward):
@@ -366,12 +361,13 @@ def logprobs_of(policy, sources, pairs, batch_tokens=8192):
     device = policy.embedding.weight.device
     lengths = pairs.padded_lengths(sources)
     policy.eval()
-    for index in by_length(lengths, batch_tokens):
+    for index in share(by_length(lengths, batch_tokens)):
         tokens = pad(pairs.targets(index), device)
         src = pad([sources[i] for i in pairs.source[index]], device)
         flat = token_logprobs(policy, src, tokens)[tokens != PAD]
         at = np.concatenate([np.arange(pairs.starts[i], pairs.starts[i + 1]) for i in index])
         out[at] = flat.float().cpu()
+    sum_up([torch.from_numpy(out)])
     return out
 
 

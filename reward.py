@@ -22,6 +22,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from model import EOS, PAD, Transformer, evaluating, shift_right
+from parallel import share, sum_up
 from train import by_length, fit, pad
 
 
@@ -73,9 +74,10 @@ class RewardModel(Critic):
         lengths = np.array([max(len(x), len(y)) for x, y in zip(sources, outputs)])
         device = self.body.embedding.weight.device
         with evaluating(self), torch.inference_mode():
-            for index in by_length(lengths, batch_tokens) if len(outputs) else []:
+            for index in share(by_length(lengths, batch_tokens)):
                 src, out = (pad([ids[i] for i in index], device) for ids in (sources, outputs))
                 scores[index] = self(src, out).float().sigmoid().cpu()
+        sum_up([torch.from_numpy(scores)])
         return scores
 
 

@@ -27,7 +27,9 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+import parallel
 from pairs import Pairs, size_of, write
+from parallel import by_first, first
 
 
 class UserError(Exception):
@@ -112,6 +114,7 @@ def plain_type(annotation):
 def guarded(main):
     """Run a program: what a person can mend is one line on standard error and exit code 2."""
     try:
+        parallel.start()
         main()
     except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -132,17 +135,18 @@ class Run:
     """The folder of one run: opened, or gone on with."""
 
     def __init__(self, settings, program):
-        self.folder = choose_folder(settings, program)
+        self.folder = by_first(lambda: choose_folder(settings, program))
         self.stop_after, self.checkpoint = settings.stop_after, self.folder / "checkpoint.pt"
         old = self.folder / "config.json"
-        if settings.show and not old.exists():
+        begun = by_first(old.exists)
+        if settings.show and not begun:
             raise UserError(f"{self.folder} holds no run: nothing to show")
         if settings.show:  # then the run's own settings need not be said again
             restore(settings, json.loads(old.read_text())["settings"])
-        elif old.exists():
+        elif begun:
             compare(json.loads(old.read_text())["settings"], plain(settings), self.folder)
         (self.folder / "steps").mkdir(parents=True, exist_ok=True)
-        if not old.exists():
+        if not begun:
             self.save_json("config.json", {
                 "program": program, "settings": plain(settings),
                 "versions": {"python": platform.python_version(), "torch": torch.__version__,
@@ -153,6 +157,8 @@ class Run:
 
     def events(self):
         """The objects of metrics.jsonl; a last line that a pulled plug cut off is taken away."""
+        if not first():
+            return []
         metrics = self.folder / "metrics.jsonl"
         content = metrics.read_bytes() if metrics.exists() else b""
         whole, newline, torn = content.rpartition(b"\n")
@@ -181,11 +187,12 @@ class Run:
         unfinished = folder.with_name(name + ".unfinished")
 
         def make():
-            for make_part in makes[size_of(unfinished)["parts"] :]:
+            for make_part in makes[by_first(lambda: size_of(unfinished)["parts"]) :]:
                 make_part().append_to(unfinished)
-            if look is not None:
-                look(Pairs.load(unfinished))
-            unfinished.rename(folder)
+            if first():
+                if look is not None:
+                    look(Pairs.load(unfinished))
+                unfinished.rename(folder)
 
         self.once(name, folder, make)
         return Pairs.load(folder)
@@ -197,17 +204,20 @@ class Run:
         """
         if self.stop_after in self.done:
             raise Stopped(f"{self.stop_after} is done; --resume --out {self.folder} goes on")
-        if not path.exists():
+        if not by_first(path.exists):
             begin = time.monotonic()
             make()
             self.times[name] = time.monotonic() - begin
             self.log("step", step=name, seconds=self.times[name])
+            by_first(path.exists)  # and so all have waited for it
         self.done.add(name)
 
     def seconds(self, name):
         return self.times.get(name, 0.0)
 
     def log(self, event, **values):
+        if not first():
+            return
         line = json.dumps({"event": event, **values})
         with open(self.folder / "metrics.jsonl", "a") as file:
             file.write(line + "\n")
@@ -229,7 +239,8 @@ class Run:
 
     def progress(self, title):
         """Wraps an iterable in a progress bar."""
-        return lambda items: tqdm(items, desc=title, leave=False, dynamic_ncols=True, disable=None)
+        return lambda items: tqdm(items, desc=title, leave=False, dynamic_ncols=True,
+                                  disable=not first() or None)
 
     def save_json(self, name, content):
         write(self.folder / name, lambda f: f.write(json.dumps(content, indent=1).encode()))
@@ -240,6 +251,8 @@ class Run:
         write(self.folder / name, lambda f: torch.save(content, f))
 
     def append(self, name, text):
+        if not first():
+            return
         with open(self.folder / name, "a", encoding="utf-8") as file:
             file.write(text)
 
@@ -292,5 +305,8 @@ def compare(old, new, folder):
 def choose_device(name):
     if name and name != "cpu" and not torch.cuda.is_available():
         raise UserError(f"--device {name}, but this PyTorch sees no CUDA device")
-    return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if device.type == "cuda":
+        torch.cuda.set_device(parallel.rank() % torch.cuda.device_count())
+    return device
 

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from model import PAD
 from pairs import write
+from parallel import first, rank, share, sum_up, world
 
 # -------------------------------------------------------------------------------------- batches
 
@@ -59,6 +60,12 @@ def by_length(lengths, batch_tokens, index=None):
             cut.append(index[start:end])
             start = end
     return cut
+
+
+def seed_of(*numbers):
+    """One 63-bit seed from several numbers, all of which matter."""
+    sequence = np.random.SeedSequence((len(numbers), *numbers))
+    return int(sequence.generate_state(1, np.uint64)[0] >> 1)
 
 
 # ------------------------------------------------------------------------------------ optimiser
@@ -116,14 +123,13 @@ def fit(model, loss_of, lengths, units, hp, seed, evaluate=None, log=None, check
              "loss": 0.0, "units": 0, "trained": 0}
     device = parameters[0].device.type
     with torch.random.fork_rng():  # dropout draws from the global generator: leave it as it was
-        torch.manual_seed(seed)
         if checkpoint is not None and checkpoint.exists():
             state = resume(checkpoint, model, optimizer, extra)
             for _ in range(state["update"] * hp.accumulate):
                 next(stream)
         begin = saved = time.monotonic()
         bar = tqdm(desc=title, total=hp.updates, initial=state["update"], leave=False,
-                   disable=True if title is None else None, dynamic_ncols=True)
+                   disable=title is None or not first() or None, dynamic_ncols=True)
         while True:
             update = state["update"]
             if checkpoint is not None and time.monotonic() - saved > SAVE_EVERY:
@@ -138,6 +144,7 @@ def fit(model, loss_of, lengths, units, hp, seed, evaluate=None, log=None, check
             micro = [next(stream) for _ in range(hp.accumulate)]
             n = sum(units[index].sum() for index in micro)
             model.train(hp.dropout)
+            torch.manual_seed(seed_of(seed, update, rank()))  # so that resuming needs no more
             state["loss"] += step(optimizer, loss_of, micro, n, update, hp, device)
             state["units"] += n
             state["trained"] += int(n)
@@ -155,13 +162,22 @@ def fit(model, loss_of, lengths, units, hp, seed, evaluate=None, log=None, check
 
 
 def step(optimizer, loss_of, micro, n, update, hp, device):
-    """One optimiser step on several micro-batches of n units in all -> their summed loss."""
-    total = 0.0
-    for index in micro:
+    """One optimiser step on several micro-batches of n units in all -> their summed loss.
+
+    Several processes take their share of each micro-batch; each has the gradient of all then.
+    """
+    trained = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
+    total = torch.zeros((), device=device)
+    for index in filter(len, map(share, micro)):
         with torch.autocast(device, torch.bfloat16, hp.precision == "bfloat16"):
             loss = loss_of(index, update / hp.updates)
         (loss / n).backward()  # by the units of the whole step, not of the micro-batch
         total += loss.detach()
+    if world() > 1:
+        for p in trained:
+            p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+        sum_up([p.grad for p in trained])
+        sum_up([total])
     torch.nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], hp.clip)
     optimizer.param_groups[0]["lr"] = hp.lr_at(update)
     for group in optimizer.param_groups[1:]:
@@ -190,8 +206,7 @@ def note_score(state, model, score, begin, log):
 def suspend(path, state, model, optimizer, extra):
     whole = {"state": {**state, "loss": float(state["loss"]), "units": int(state["units"])},
              "model": model.state_dict(), "optimizer": optimizer.state_dict(),
-             "extra": [x.detach() for x in extra], "rng": torch.get_rng_state(),
-             "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []}
+             "extra": [x.detach() for x in extra]}
     write(path, lambda file: torch.save(whole, file))
 
 
@@ -201,7 +216,4 @@ def resume(path, model, optimizer, extra):
     optimizer.load_state_dict(whole["optimizer"])
     for mine, theirs in zip(extra, whole["extra"]):
         mine.data.copy_(theirs)
-    torch.set_rng_state(whole["rng"])
-    if whole["cuda_rng"]:
-        torch.cuda.set_rng_state_all(whole["cuda_rng"])
     return whole["state"]

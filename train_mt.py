@@ -34,6 +34,7 @@ from methods import METHODS
 from model import EOS, Config, Transformer, beam_search
 from online import online
 from pairs import Pairs
+from parallel import by_first, gather, share
 from report import Report, best_of_n_table, finish, label, look, verdict
 from run import Run, RunSettings, UserError, choose_device, guarded, parse, setting, valid
 from train import by_length, pad
@@ -127,7 +128,7 @@ class Texts(Codec):
     """A parallel corpus and its tokenizer."""
 
     def __init__(self, settings, run):
-        folder = settings.data or download_multi30k(Path(settings.cache))
+        folder = settings.data or by_first(lambda: download_multi30k(Path(settings.cache)))
         self.corpora = {split: read_parallel(folder, split, settings.src, settings.tgt)
                         for split in ("train", "val", "test")}
         for split, corpus in self.corpora.items():
@@ -137,8 +138,8 @@ class Texts(Codec):
             if settings.limit:
                 del corpus.sources[settings.limit :], corpus.targets[settings.limit :]
         path, train = run.folder / "tokenizer.json", self["train"]
-        if not path.exists():
-            Tokenizer.train(train.sources + train.targets, settings.vocab_size).save(path)
+        by_first(lambda: path.exists() or Tokenizer.train(
+            train.sources + train.targets, settings.vocab_size).save(path))
         super().__init__(Tokenizer.load(path), settings.max_len)
         if self.tokenizer.vocab_size < settings.vocab_size:
             run.log("warning", text=f"the corpus gives only {self.tokenizer.vocab_size} entries of "
@@ -183,9 +184,11 @@ def bleu_chrf(outputs, references):
 def beam_lines(policy, texts, sources, beam):
     """Beam-search translations of id sources, in their order."""
     out, device = [None] * len(sources), policy.embedding.weight.device
-    for index in by_length(np.array([len(x) for x in sources]), 2048):
-        best = beam_search(policy, pad([sources[i] for i in index], device), beam, texts.max_len)
-        for i, ids in zip(index, best.tolist()):
+    cut = by_length(np.array([len(x) for x in sources]), 2048)
+    found = [beam_search(policy, pad([sources[i] for i in index], device), beam, texts.max_len)
+             .tolist() for index in share(cut)]
+    for index, best in zip(cut, gather(found)):
+        for i, ids in zip(index, best):
             out[i] = texts.text(ids)
     return out
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from experiments import losses
 from experiments.grow_steps import MAIN
-from experiments.plot import BLUE, ORANGE, SKY, VERMILLION, panels, path
+from experiments.plot import BLUE, ORANGE, SKY, VERMILLION, label_ends, panels, path
 from experiments.search import FOUND
 from experiments.verdicts import Claim, Comparison
 
@@ -92,15 +92,17 @@ def ranked_differently(p):
 
 
 def figure(p):
-    picture, axes = panels("over_optimisation", 3, 15, 4.8, sharey=True, sharex=True)
-    for ax, ratings in zip(axes, SHARE):
+    picture, axes = panels("over_optimisation", 6, 17, 8.5, rows=2, sharey=True, sharex=True)
+    shown = [(key, ratings) for key in ("reward", "oracle") for ratings in SHARE]
+    ends = {ax: [] for ax in axes}
+    for ax, (key, ratings) in zip(axes, shown):
         for name, colour in PATHS.items():
             rows = p.where(part="path", ratings=ratings, path=name)
-            for key, style in (("reward", "-"), ("oracle", "--")):
-                end = path(ax, rows, "kl_to_bc", key, colour, style)
-                ax.annotate(f"{name}, {key}", end, (6, 0), textcoords="offset points", va="center",
-                            color=colour, fontsize=10)
-        ax.set(title=f"{ratings} ratings", xlabel="KL to BC per token, nats")
-        ax.margins(x=0.35)
-    axes[0].set_ylabel("points of 100")
+            _, end = path(ax, rows, "kl_to_bc", key, colour)
+            ends[ax].append((end, name, colour))
+        ax.set(title=f"{key}, points of 100; {ratings} ratings")
+    for ax in axes:  # once all are drawn, and the scale that they share is known
+        label_ends(ax, ends[ax])
+    for ax in axes[3:]:
+        ax.set(xlabel="KL to BC per token, nats")
     return picture

@@ -88,6 +88,12 @@ class Points:
     def of_seeds(self, seeds):
         return Points([p for p in self.points if p["seed"] in seeds])
 
+    def whole(self, x):
+        """Those whose value of the field x there is for each seed."""
+        seeds = {value: {p["seed"] for p in self.points if p[x] == value}
+                 for value in {p[x] for p in self.points}}
+        return Points([p for p in self.points if seeds[p[x]] == set(self.seeds)])
+
     def values(self, key, scale=100, **conditions):
         """One value for each seed, in points; ValueError if a seed has none, or more than one."""
         found = self.where(**conditions)

@@ -1539,7 +1539,7 @@ def test_rows_along_the_way_change_nothing(bc, task):
 def test_a_row_of_the_baseline_describes_the_policy_beside_it(bc, task):
     for row, policy in online.online(bc, task, replace(LONG_WAY, ppo_rows=3), FakeRun()):
         seen = evaluate(policy, bc, task, LONG_WAY)
-        assert {key: row[key] for key in seen} == seen and row["kl_to_bc"] > 0
+        assert {key: row[key] for key in seen} == seen and row["kl_to_bc"] != 0
 
 
 @pytest.mark.parametrize("updates", [1, 2, 8])
