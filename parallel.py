@@ -12,6 +12,7 @@ Only the first process writes and speaks. With one process each of these does no
 Left out: models that do not fit on one device, and machines that share no file system.
 """
 
+import atexit
 import os
 import sys
 
@@ -24,6 +25,7 @@ def start():
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         cuda = torch.cuda.is_available()
         dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo")
+        atexit.register(dist.destroy_process_group)
         if not first():
             sys.stdout = open(os.devnull, "w")
 
