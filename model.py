@@ -313,8 +313,8 @@ def sample(model, src, n_samples=1, max_len=None, temperature=1.0, top_k=0, top_
         for t in range(max_len):
             logits = at_least_float32(model.step(last, cache))  # (B', N', V), the rows left
             u = uniform(n_rows, generator, src.device)[row]
-            last = draw(logits, u, temperature, top_k, top_p).where(live, PAD)
-            logprob = logits.gather(-1, last[..., None])[..., 0] - logits.logsumexp(-1)
+            last, logprob = draw(logits, u, temperature, top_k, top_p)
+            last = last.where(live, PAD)
             tokens[row, t], logprobs[row, t] = last, logprob.where(live, 0.0)
             live &= last != EOS
             if t % COMPACT_EVERY == COMPACT_EVERY - 1:
@@ -328,19 +328,37 @@ def sample(model, src, n_samples=1, max_len=None, temperature=1.0, top_k=0, top_
 
 
 def draw(logits, u, temperature, top_k=0, top_p=1.0):
-    """One token per row by the inverse of the CDF: logits (..., V), u (...) in [0, 1) -> ids (...).
+    """One token per row by the inverse of the CDF: logits (..., V), u (...) in [0, 1).
 
-    One uniform number a row, where Gumbel noise takes V of them: on a CPU that halves the time.
+    Returns ids (...) and their log-probabilities (...) without temperature and truncation. One
+    uniform number a row, where Gumbel noise takes V of them: on a CPU that halves the time.
     """
-    logits = logits.index_fill(-1, torch.tensor([PAD, BOS], device=logits.device), -math.inf)
+    probs = logits.softmax(-1)
     if temperature < 1e-6:  # greedy, and what lies next to it: dividing by less would overflow
-        return logits.argmax(-1)
-    probs = truncate((logits / temperature).softmax(-1), top_k, top_p)
-    cdf = probs.cumsum(-1)
-    # u < 1, so the point lies below the total; right=True takes the first entry whose CDF is above
-    # the point, even at u = 0: never one of probability 0.
-    point = u * cdf[..., -1]
-    return torch.searchsorted(cdf, point[..., None], right=True)[..., 0]
+        ids = logits[..., EOS:].argmax(-1) + EOS
+    else:
+        tempered = probs if temperature == 1 else (logits / temperature).softmax(-1)
+        tempered[..., :EOS] = 0.0  # never pad or bos
+        ids = inverse_cdf(truncate(tempered, top_k, top_p), u)
+    return ids, probs.gather(-1, ids[..., None])[..., 0].log()
+
+
+def inverse_cdf(probs, u, block=64):
+    """The ids (...) where the running sum of probs (..., V) passes u (...) of their total.
+
+    In a running sum over V each term waits for the one before. So whole blocks are summed first,
+    and run through; then the entries of one block. `right` takes the first sum that is above the
+    point, even at 0: an id of probability 0 is never drawn.
+    """
+    blocks = F.pad(probs, (0, -probs.size(-1) % block)).unflatten(-1, (-1, block))
+    sums = blocks.sum(-1).cumsum(-1)
+    point = (u * sums[..., -1])[..., None]  # below the total, for u < 1
+    k = torch.searchsorted(sums, point, right=True)
+    within = blocks.gather(-2, k[..., None].expand(*k.shape, block))[..., 0, :].cumsum(-1)
+    # the two ways of summing a block may round differently, so the point is held inside of it
+    rest = point - F.pad(sums, (1, 0)).gather(-1, k)
+    rest = torch.minimum(rest, within[..., -1:] * (1 - 1e-6)).clamp(min=0)
+    return (k * block + torch.searchsorted(within, rest, right=True))[..., 0]
 
 
 def truncate(probs, top_k, top_p):
@@ -351,7 +369,8 @@ def truncate(probs, top_k, top_p):
     if top_p < 1:
         ordered, index = probs.sort(descending=True, stable=True)
         before = ordered.cumsum(-1) - ordered  # the mass of likelier entries
-        probs = torch.zeros_like(probs).scatter_(-1, index, ordered.where(before < top_p, 0.0))
+        kept = before < top_p * ordered.sum(-1, keepdim=True)
+        probs = torch.zeros_like(probs).scatter_(-1, index, ordered.where(kept, 0.0))
     return probs
 
 

@@ -355,7 +355,7 @@ def evaluate(policy, bc, task, settings):
 
 
 @torch.inference_mode()
-def logprobs_of(policy, sources, pairs, batch_tokens=8192):
+def logprobs_of(policy, sources, pairs, batch_tokens=2048):
     """log π(y_t | y_<t, x) of given pairs, flat like pairs.tokens."""
     out = np.zeros(len(pairs.tokens), np.float32)
     device = policy.embedding.weight.device

@@ -67,7 +67,7 @@ class RewardModel(Critic):
         real = (tokens != PAD)[..., None]
         return self.head((features * real).sum(1) / real.sum(1).clamp(min=1))[:, 0]
 
-    def score(self, sources, outputs, batch_tokens=16384):
+    def score(self, sources, outputs, batch_tokens=2048):
         """n sources and n outputs, as ids -> rewards (n,) float32 in [0, 1]."""
         outputs = [ids[: self.body.config.max_len] for ids in outputs]
         scores = np.zeros(len(outputs), np.float32)

@@ -21,6 +21,7 @@ import importlib
 import pickle
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -407,7 +408,7 @@ def train(argv):
     own = own_reward(settings.reward, texts) if settings.reward else None  # a typo ends it here
     bc = behaviour_cloning(task, texts, settings, run, device)
     model = None if own else train_reward_model(bc, texts, settings, run)
-    task.reward = own or model.score
+    task.reward = own or partial(model.score, batch_tokens=settings.batch_tokens)
     task.metrics = metrics(texts, task, settings)
     report = Report(run, ["reward", "greedy_reward", "bleu", "beam_bleu", "chrf", "val_reward",
                           "val_bleu", "entropy", "kl_to_bc", "kept_samples", "kept_data", "samples",

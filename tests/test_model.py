@@ -283,7 +283,7 @@ def test_frequencies_of_whole_samples_fit_the_model(temperature):
 def test_draw_inverts_the_cdf():
     probs = torch.tensor([0.3, 0.2, 0.05, 0.25, 0.2, 0.125, 0.375])  # pad, bos, eos, 3, ...
     grid = (torch.arange(1000) + 0.5) / 1000
-    drawn = draw(probs.log().expand(1000, -1), grid, 1.0)
+    drawn, _ = draw(probs.log().expand(1000, -1), grid, 1.0)
     assert drawn.diff().min() >= 0  # in the order of the ids
     assert drawn.bincount(minlength=7).tolist() == [0, 0, 50, 250, 200, 125, 375]
 
@@ -302,7 +302,7 @@ def test_draw_at_the_ends_of_the_unit_interval(dtype, how):
     allowed = truncate(allowed, **dict(top_k=0, top_p=1.0) | how) > 0
     below_1 = torch.nextafter(torch.ones(300, dtype=dtype), torch.zeros(300, dtype=dtype))
     for u, end in [(torch.zeros(300, dtype=dtype), 0), (below_1, -1)]:
-        drawn = draw(logits, u, 1.0, **how)
+        drawn, _ = draw(logits, u, 1.0, **how)
         assert drawn.tolist() == [int(row.nonzero()[end]) for row in allowed]
 
 

@@ -1,0 +1,54 @@
+"""Items per second of the rest: scoring with the reward model, filters, BPE.
+
+    python -m benchmarks.items --data DIR          # default: download Multi30k
+"""
+
+import argparse
+
+import numpy as np
+import torch
+
+from benchmarks.disk import part
+from benchmarks.measure import Table, side_by_side
+from data import Tokenizer, download_multi30k, read_parallel
+from filters import FILTERS
+from model import EOS, Config
+from reward import RewardModel
+from run import keep_memory
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.items",
+                                     description=__doc__.split("\n")[0])
+    parser.add_argument("--data", help="folder with train.*; default: download Multi30k")
+    parser.add_argument("--rounds", type=int, default=5)
+    args = parser.parse_args(argv)
+    keep_memory()
+    corpus = read_parallel(args.data or download_multi30k(), "train", "de", "en")
+    lines = corpus.sources + corpus.targets
+    tokenizer = Tokenizer.train(lines, 4000)
+    sources, targets = ([np.array([*tokenizer.encode(line), EOS]) for line in side[:2000]]
+                        for side in (corpus.sources, corpus.targets))
+    torch.manual_seed(0)
+    sides = {"BPE, train 4000": (lambda: Tokenizer.train(lines, 4000), len(lines), "lines"),
+             "BPE, encode": (lambda: [tokenizer.encode(line) for line in lines], len(lines),
+                             "lines")}
+    for width in (128, 256):
+        model = RewardModel(Config(4000, width, 4, 3, 3, 4 * width, 0.1, 128))
+        sides[f"score, width {width}"] = (lambda model=model: model.score(sources, targets),
+                                          len(sources), "pairs")
+    D_g = part(0, 1_000_000)
+    for name, value in (("threshold", 0.9), ("quantile", 0.9), ("percentile", 90), ("gamma", 0.5),
+                        ("top", 4)):
+        sides[f"filter {name}"] = (
+            lambda f=FILTERS[name], value=value: f(D_g.source, D_g.reward, value), len(D_g),
+            "pairs")
+    seconds = side_by_side({name: function for name, (function, *_) in sides.items()}, args.rounds)
+    table = Table("what", "of", "per second")
+    for name, (_, items, unit) in sides.items():
+        table.add(name, unit, items / sorted(seconds[name])[args.rounds // 2])
+    table.end()
+
+
+if __name__ == "__main__":
+    main()
