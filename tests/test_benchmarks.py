@@ -1,0 +1,102 @@
+"""benchmarks/: their arithmetic, and that they run; never how long anything takes."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks import disk, floor, growth, measure, peers
+from model import EOS, PAD, Config, Transformer, sample, shift_right
+from pairs import Pairs
+
+SIZES = Config(40, 16, 2, 2, 2, 32, 0.1, 20)
+
+
+def test_a_ratio_is_the_median_of_the_ratios_of_each_round():
+    seconds = {"ours": [1.0, 2.0, 10.0], "theirs": [3.0, 4.0, 10.0]}
+    assert measure.times_faster(seconds, "ours", "theirs") == 2.0
+    assert measure.times_faster(seconds, "theirs", "ours") == 0.5
+
+
+def test_all_sides_take_turns_and_the_warm_up_does_not_count():
+    calls = []
+    seconds = measure.side_by_side({name: lambda name=name: calls.append(name) for name in "ab"},
+                                   rounds=3, warm_up=1)
+    assert calls == 4 * ["a", "b"] and {name: len(s) for name, s in seconds.items()} == {"a": 3,
+                                                                                         "b": 3}
+
+
+def test_the_last_line_is_json(capsys):
+    table = measure.Table("what", "number")
+    table.add("a", 1.5)
+    table.add("b", None)
+    table.end()
+    head, *lines, last = capsys.readouterr().out.splitlines()
+    assert head.split() == ["what", "number"] and lines[0].split() == ["a", "1.50"]
+    assert json.loads(last)["lines"] == [{"what": "a", "number": 1.5}, {"what": "b",
+                                                                        "number": None}]
+
+
+def test_forced_samples_never_end():
+    torch.manual_seed(0)
+    policy = peers.NeverEnding(SIZES).eval()
+    drawn = sample(policy, torch.tensor([[5, 6, 2], [7, 2, 0]]), 50, 20)
+    assert drawn.tokens.shape == (2, 50, 20) and drawn.tokens.min() > EOS
+
+
+def test_textbook_sampling_has_the_shape_of_ours():
+    torch.manual_seed(0)
+    drawn = growth.uncached(peers.NeverEnding(SIZES).eval(), torch.tensor([[5, 6, 2]]), 3, 7)
+    assert drawn.shape == (3, 7) and drawn.min() > EOS
+
+
+def test_the_floor_counts_every_product(monkeypatch):
+    """One second for each multiply-add: then the floor is the number of them."""
+    monkeypatch.setattr(floor, "linear",
+                        lambda n, a, b, training=False: n * a * b * (3 if training else 1))
+    monkeypatch.setattr(floor, "attention", lambda n, q, k, w, training=False:
+                        2 * n * q * k * w * (3 if training else 1))
+    counted = []
+
+    def count(module, inputs, output):
+        counted.append(inputs[0].numel() * module.out_features)
+
+    model = Transformer(SIZES)
+    for module in model.modules():
+        if isinstance(module, torch.nn.Linear):
+            module.register_forward_hook(count)
+    src, tokens = torch.full((6, 5), 7), torch.full((6, 8), 7)
+    model(src, shift_right(tokens))
+    D, attention = SIZES.d_model, 2 * 6 * SIZES.d_model * (2 * 5 * 5 + 2 * 8 * 8 + 2 * 8 * 5)
+    assert floor.training_step(SIZES, 6, 5, 8) == 3 * (sum(counted) + attention
+                                                       + 6 * 8 * D * SIZES.vocab_size)
+    maps, attention = 6 * D * D + 2 * D * SIZES.d_ff, 2 * D * 4 + 2 * D * 5
+    assert floor.decode_step(SIZES, 6, 1, 5, 4) == 6 * (2 * (maps + attention)
+                                                        + D * SIZES.vocab_size)
+
+
+def test_pairs_on_disk_are_filtered_and_read(tmp_path, capsys):
+    disk.main(["--out", str(tmp_path), "--millions", "0.002", "--batches", "3"])
+    out = capsys.readouterr().out
+    assert "times as fast as training" in out
+    names = [line["what"] for line in json.loads(out.splitlines()[-1])["lines"]]
+    assert {"quantile", "threshold", "read"} <= set(names)
+    pairs = Pairs.load(tmp_path / "pairs-0.002M")
+    assert len(pairs) == 2000 and pairs.lengths.min() >= 5 and not pairs.human.any()
+    assert np.mean(pairs.reward > 0.9) == pytest.approx(0.1, abs=0.03)
+
+
+def test_the_peers_have_the_same_weights():
+    pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    policy = Transformer(SIZES).eval()
+    for p in policy.parameters():
+        torch.nn.init.normal_(p, std=0.3)
+    src = torch.tensor([[5, 6, 9, 2], [7, 2, 0, 0]])
+    tgt = shift_right(torch.tensor([[8, 9, 2], [7, 8, 9]]))
+    theirs = peers.same_policy(policy)
+    with torch.no_grad():
+        logits = theirs(input_ids=src, attention_mask=(src != PAD).long(),
+                        decoder_input_ids=tgt).logits
+        torch.testing.assert_close(logits, policy(src, tgt), atol=1e-5, rtol=1e-5)
