@@ -3,10 +3,11 @@
 Claims     14: the percentile filter's gain grows with p, saturates near 90, and is about that of
            the global threshold. 15: the γ filter is about equal to it; schedule and number of steps
            matter.
-Varied     the filter (global quantile, percentile, γ and top-k within each source) and how much it
-           keeps: for each p, the others keep the same share of D_g. γ can keep half at most, and at
-           least all copies of the best, here a fifth. One Improve straight from BC. And schedules
-           of four Improves: rising percentile, rising γ, percentile 90 four times.
+Varied     the filter (global quantile; percentile, the same with ≥ for >, γ and top-k within each
+           source) and how much it keeps: for each p, the others keep the same share of D_g. γ can
+           keep half at most; γ and ≥ keep at least all copies of the best, here a fifth. One
+           Improve straight from BC. And schedules of four Improves: rising percentile, rising γ,
+           percentile 90 four times.
 Held       BC policy, reward model, and a D_g of 32 samples for each of a quarter of the sources, so
            that p = 95 differs from p = 90; without D, most of whose pairs would stand alone with
            their source, where no line within a source can be drawn.
@@ -20,7 +21,9 @@ from experiments.verdicts import Claim, Comparison, Points
 from filters import FILTERS
 
 PERCENTILES = (0, 25, 50, 65, 75, 90, 95)
-NAMES = {"percentile": "percentile", "quantile": "global", "gamma": "γ", "top": "top-k"}
+FILTER = {"percentile": dict(filter="percentile"),
+          "percentile, ≥": dict(filter="percentile", ties=True), "global": dict(filter="quantile"),
+          "γ": dict(filter="gamma"), "top-k": dict(filter="top")}
 SCHEDULES = {"rising percentile": dict(filter="percentile", thresholds=(50, 70, 80, 90)),
              "rising γ": dict(filter="gamma", thresholds=(0.2, 0.4, 0.6, 0.8)),
              "percentile 90 four times": dict(filter="percentile", thresholds=(90,))}
@@ -31,8 +34,8 @@ def points(lab):
     levels = lab.cached("levels", pool, lambda: equal_levels(lab.first_D_g(**pool)[0]))
     for p, level in zip(PERCENTILES, levels):
         for name, value in level["values"].items():
-            bc, row = lab.rest(**pool, improve=(1,), unfiltered=False, filter=name,
-                               thresholds=(value,))
+            bc, row = lab.rest(**pool, improve=(1,), unfiltered=False, thresholds=(value,),
+                               **FILTER[name])
             yield {"part": "once", "filter": name, "p": p, "kept": level["kept"], **row,
                    "above_bc": row["reward"] - bc["reward"],
                    "oracle_above_bc": row["oracle"] - bc["oracle"]}
@@ -42,22 +45,26 @@ def points(lab):
 
 
 def equal_levels(D_g):
-    """For each percentile the setting of each other filter that keeps as much of D_g."""
+    """For each percentile the threshold of each filter that keeps as much of D_g, if there is one."""
+    def share(name, value):
+        how = FILTER[name]
+        return FILTERS[how["filter"]](D_g.source, D_g.reward, value, how.get("ties", False)).mean()
+
+    def bisected(name, low, high):  # the higher the threshold, the less is kept
+        for _ in range(20):
+            middle = (low + high) / 2
+            low, high = (middle, high) if share(name, middle) > kept else (low, middle)
+        return middle
+
     found = []
     for p in PERCENTILES:
-        kept = FILTERS["percentile"](D_g.source, D_g.reward, p).mean()
-        k = min(range(1, 33), key=lambda k: abs(FILTERS["top"](D_g.source, D_g.reward, k).mean()
-                                                - kept))
-        low, high = 0.0, 1.0  # γ by bisection: the higher, the less is kept
-        for _ in range(20):
-            gamma = (low + high) / 2
-            much = FILTERS["gamma"](D_g.source, D_g.reward, gamma).mean() > kept
-            low, high = (gamma, high) if much else (low, gamma)
-        values = {"percentile": float(p), "quantile": float(1 - kept), "top": float(k),
-                  "gamma": gamma}
+        kept = share("percentile", p)
+        values = {"percentile": float(p), "percentile, ≥": bisected("percentile, ≥", 0.0, 100.0),
+                  "global": float(1 - kept), "γ": bisected("γ", 0.0, 1.0),
+                  "top-k": min(map(float, range(1, 33)),
+                               key=lambda k: abs(share("top-k", k) - kept))}
         found.append({"kept": float(kept), "values": {
-            name: value for name, value in values.items() if abs(
-                FILTERS[name](D_g.source, D_g.reward, value).mean() - kept) < 0.02}})
+            name: v for name, v in values.items() if abs(share(name, v) - kept) < 0.02}})
     return found
 
 
@@ -74,15 +81,18 @@ def claims(p):
                     over("p = 90 − 50", "+", ("percentile", 90), ("percentile", 50)),
                     Comparison("gain for 10 more of p, from 50 to 90 − from 90 to 95", "+",
                                (gain[90] - gain[50]) / 4 - 2 * (gain[95] - gain[90])),
-                    *(over(f"percentile − global, p = {q}", "=", ("percentile", q), ("quantile", q))
+                    *(over(f"percentile − global, p = {q}", "=", ("percentile", q), ("global", q))
                       for q in (50, 75, 90))])
     end = {name: dict(part="schedule", schedule=name, improve=4) for name in SCHEDULES}
     yield Claim("15", "γ about equals percentile; the schedule matters", [
-        *(over(f"γ − percentile, p = {q}", "=", ("gamma", q), ("percentile", q)) for q in (50, 65)),
+        *(over(f"γ − percentile, p = {q}", "=", ("γ", q), ("percentile", q)) for q in (50, 65)),
         p.compare("schedules at (1,4): rising γ − rising percentile", "=", "reward",
                   end["rising γ"], end["rising percentile"]),
         p.compare("rising percentile − 90 four times", "+", "reward", end["rising percentile"],
                   end["percentile 90 four times"])])
+    yield Claim("", "percentile with ≥ in place of > (keeps what lies on the line), at equal shares", [
+        over(f"− {name}, p = {q}", "+" if name == "percentile" else "=", ("percentile, ≥", q),
+             (name, q)) for name in ("percentile", "global", "γ") for q in (50, 65)])
 
 
 def figure(p):
@@ -90,9 +100,9 @@ def figure(p):
     once = Points([{**q, "level": PERCENTILES.index(q["p"])} for q in p.where(part="once").points])
     for ax, key, title in zip(axes, ("above_bc", "oracle_above_bc"), ("reward", "oracle")):
         ends = []
-        for (name, shown), colour in zip(NAMES.items(), COLOURS):
+        for name, colour in zip(FILTER, COLOURS):
             end = curve(ax, once.where(filter=name).whole("p"), "level", key, colour)
-            ends.append((end, shown, colour))
+            ends.append((end, name, colour))
         kept = {x: np.mean([q["kept"] for q in once.points if q["p"] == x]) for x in PERCENTILES}
         ax.set_xticks(range(len(kept)), [f"{x}\n{share:.0%}" for x, share in kept.items()])
         ax.set(title=f"{title} above BC after one Improve, points of 100",

@@ -210,13 +210,18 @@ def at(points, seed, g, i):
 # ------------------------------------------------------------------------------- what is committed
 
 
-FINISHED = [name for name in EXPERIMENTS if (RESULTS / f"{name}.json").exists()]
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_the_results_are_of_five_seeds_and_none_is_left_out(name):
+    seeds = range(5) if name == "translation" else range(10, 15)
+    assert Points(load(RESULTS, name)).seeds == [*seeds]
+    assert (RESULTS / f"{name}.png").stat().st_size > 5000
 
 
-def test_the_results_are_of_five_seeds_and_none_is_left_out():
-    for name in FINISHED:
-        assert Points(load(RESULTS, name)).seeds == [*(range(5) if name == "translation"
-                                                       else range(10, 15))], name
+def test_every_claim_that_can_be_tested_has_a_verdict():
+    """18 is about Q-learning and decision transformers, which are not built here."""
+    found = {claim.number.split(",")[0] for name in EXPERIMENTS
+             for claim in module(name).claims(Points(load(RESULTS, name)))}
+    assert found - {""} == {str(n) for n in range(1, 23) if n != 18}
 
 
 def test_the_scoreboard_is_what_the_results_say():
@@ -225,7 +230,7 @@ def test_the_scoreboard_is_what_the_results_say():
 
 
 def test_every_claim_has_comparisons():
-    for name in FINISHED:
+    for name in EXPERIMENTS:
         assert all(claim.comparisons for claim in module(name).claims(Points(load(RESULTS, name))))
 
 
