@@ -17,6 +17,7 @@ import torch
 from benchmarks import floor, peers
 from benchmarks.measure import Table, side_by_side, times_faster
 from model import PAD, Config, Transformer, sample
+from run import keep_memory
 from train import pad
 
 
@@ -60,6 +61,7 @@ def main(argv=None):
     parser.add_argument("--run", type=Path, help="folder of a finished translation run")
     parser.add_argument("--data", help="folder with its val.*; default: download Multi30k")
     args = parser.parse_args(argv)
+    keep_memory()
     table = Table("width", "rows", "length", "tokens/s", "x HF", "x CT2", "x CT2 int8", "of floor")
     if args.run:
         policy, sources = trained(args.run, args.data)

@@ -19,6 +19,7 @@ import losses
 from benchmarks import floor, peers
 from benchmarks.measure import Table, side_by_side, times_faster
 from model import EOS, PAD, Config, Transformer, shift_right
+from run import keep_memory
 from train import Training, adamw, batches, pad, step
 
 SMOOTHING = 0.1
@@ -114,12 +115,13 @@ def main(argv=None):
     parser.add_argument("--dense", action="store_true", help="random pairs of one length")
     parser.add_argument("--data", help="folder with train.*; default: download Multi30k")
     args = parser.parse_args(argv)
+    keep_memory()
     pairs = (dense(args.batch_tokens, args.batches) if args.dense
              else of_corpus(args.data, args.batch_tokens, args.batches))
     tokens = sum(int((y != PAD).sum()) for _, y in pairs)
     table = Table("width", "batches", "tokens/s", "x JoeyNMT", "x HF", "of floor")
     for width in args.width:
-        config = Config(4003, width, max(4, width // 64), 3, 3, 4 * width, 0.1, 128)
+        config = Config(4000, width, max(4, width // 64), 3, 3, 4 * width, 0.1, 128)
         sides = {"ours": ours(config, pairs), "JoeyNMT": joeynmt(config, pairs),
                  "HF": marian(config, pairs)}
         seconds = side_by_side(sides, args.rounds)
