@@ -333,14 +333,14 @@ def draw(logits, u, temperature, top_k=0, top_p=1.0):
     Returns ids (...) and their log-probabilities (...) without temperature and truncation. One
     uniform number a row, where Gumbel noise takes V of them: on a CPU that halves the time.
     """
-    probs = logits.softmax(-1)
+    logprobs = logits.log_softmax(-1)
+    allowed = logprobs[..., EOS:]  # never pad or bos
     if temperature < 1e-6:  # greedy, and what lies next to it: dividing by less would overflow
-        ids = logits[..., EOS:].argmax(-1) + EOS
+        ids = allowed.argmax(-1) + EOS
     else:
-        tempered = probs if temperature == 1 else (logits / temperature).softmax(-1)
-        tempered[..., :EOS] = 0.0  # never pad or bos
-        ids = inverse_cdf(truncate(tempered, top_k, top_p), u)
-    return ids, probs.gather(-1, ids[..., None])[..., 0].log()
+        probs = allowed.exp() if temperature == 1 else (allowed / temperature).softmax(-1)
+        ids = inverse_cdf(truncate(probs, top_k, top_p), u) + EOS
+    return ids, logprobs.gather(-1, ids[..., None])[..., 0]
 
 
 def inverse_cdf(probs, u, block=64):

@@ -21,7 +21,7 @@ import numpy as np
 
 from parallel import first
 
-PART = 2**18  # pairs of a part: some megabytes, and a few minutes of Grow
+PART = 2**18  # pairs of a part: tens of megabytes, and minutes of Grow
 
 
 @dataclass
@@ -58,11 +58,11 @@ class Pairs:
 
     def select(self, index):
         """The pairs at `index` (integers or booleans), in that order, copied."""
-        first, end = self.starts[:-1][index], self.starts[1:][index]
-        starts = np.concatenate([[0], np.cumsum(end - first)])
+        begin, end = self.starts[:-1][index], self.starts[1:][index]
+        starts = np.concatenate([[0], np.cumsum(end - begin)])
         # where each kept token comes from: its pair's start, plus its place within the pair
-        place = np.arange(starts[-1]) - np.repeat(starts[:-1], end - first)
-        at = np.repeat(first, end - first) + place
+        place = np.arange(starts[-1]) - np.repeat(starts[:-1], end - begin)
+        at = np.repeat(begin, end - begin) + place
         return Pairs(self.source[index], self.tokens[at], starts, self.logprobs[at],
                      self.reward[index], self.human[index])
 

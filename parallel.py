@@ -8,7 +8,10 @@ code in between reads as if there were only one:
     parts = gather(parts)                  # all shares, in the order of the whole
     sum_up(tensors)                        # or their sum
 
-Only the first process writes and speaks. With one process each of these does nothing.
+Only the first process writes and speaks. With one process each of these does nothing. The losses
+are sums over tokens, so that a gradient in shares is the gradient of the whole; BVMPO's alone is
+not, and takes its median and its softmax over each process's share.
+
 Left out: models that do not fit on one device, and machines that share no file system.
 """
 
@@ -68,8 +71,22 @@ def sum_up(tensors):
 
 
 def by_first(make):
-    """What make() gives, called by the first process alone: what looks at files, or changes them."""
-    made = [make() if first() else None]
+    """What make() gives, or raises, called by the first process alone: it looks at files, say."""
+    if world() == 1:
+        return make()
+    found = [None, None]  # a value, an error
+    if first():
+        try:
+            found[0] = make()
+        except Exception as error:
+            found[1] = error
+    dist.broadcast_object_list(found)
+    if found[1] is not None:
+        raise found[1]
+    return found[0]
+
+
+def wait():
+    """Until all processes have come as far as this."""
     if world() > 1:
-        dist.broadcast_object_list(made)
-    return made[0]
+        dist.barrier()

@@ -305,7 +305,7 @@ class FrozenCopy:
 
     def __init__(self, policy, every):
         self.policy, self.every, self.made = policy, every, None
-        self.copy = copy.deepcopy(policy)
+        self.copy = copy.deepcopy(policy).requires_grad_(False)
 
     def logprobs(self, batch, update):
         if update % self.every == 0 and update != self.made:

@@ -35,7 +35,7 @@ class Critic(nn.Module):
 
     @classmethod
     def from_policy(cls, policy):
-        with torch.random.fork_rng():  # the head does not depend on what was drawn before
+        with torch.random.fork_rng([]):  # the head does not depend on what was drawn before
             torch.manual_seed(0)
             critic = cls(policy.config).to(policy.embedding.weight.device)
         critic.body.load_state_dict(copy.deepcopy(policy.state_dict()))

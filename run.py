@@ -11,7 +11,7 @@
 A run is a row of named steps. Each draws only from generators that its own seeds make, so to resume
 is to load what the finished steps made, and to do the others: `run.step(name, make)` does both.
 
-Left out: a lock against two processes in one folder, and anything remote.
+Left out: a lock against a run that is started twice, and anything remote.
 """
 
 import argparse
@@ -199,8 +199,8 @@ class Run:
     def pairs(self, name, makes, look=None):
         """The Pairs that the functions `makes` make, one part each, one after the other.
 
-        A part is kept as soon as it is made, and not made again. look(pairs) is called once, when
-        all are there.
+        A part is kept as soon as it is made, and not made again. look(pairs) is called when all are
+        there, by the first of several processes.
         """
         folder = self.folder / "steps" / name
         unfinished = folder.with_name(name + ".unfinished")

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from model import PAD
 from pairs import write
-from parallel import first, rank, share, sum_up, world
+from parallel import by_first, first, rank, share, sum_up, wait
 
 # -------------------------------------------------------------------------------------- batches
 
@@ -122,8 +122,9 @@ def fit(model, loss_of, lengths, units, hp, seed, evaluate=None, log=None, check
     state = {"update": 0, "since": 0, "score": -np.inf, "best": None, "best_update": 0,
              "loss": 0.0, "units": 0, "trained": 0}
     device = parameters[0].device.type
-    with torch.random.fork_rng():  # dropout draws from the global generator: leave it as it was
-        if checkpoint is not None and checkpoint.exists():
+    drawing = [parameters[0].device] if device == "cuda" else []
+    with torch.random.fork_rng(drawing):  # dropout's global generator is left as it was
+        if checkpoint is not None and by_first(checkpoint.exists):
             state = resume(checkpoint, model, optimizer, extra)
             for _ in range(state["update"] * hp.accumulate):
                 next(stream)
@@ -154,6 +155,7 @@ def fit(model, loss_of, lengths, units, hp, seed, evaluate=None, log=None, check
     if state["best"] is not None:
         model.load_state_dict(state["best"])
     if checkpoint is not None:
+        wait()  # until no one needs it
         checkpoint.unlink(missing_ok=True)
     model.eval()
     return {"updates": state["best_update"] if evaluate else state["update"],
@@ -164,20 +166,18 @@ def fit(model, loss_of, lengths, units, hp, seed, evaluate=None, log=None, check
 def step(optimizer, loss_of, micro, n, update, hp, device):
     """One optimiser step on several micro-batches of n units in all -> their summed loss.
 
-    Several processes take their share of each micro-batch; each has the gradient of all then.
+    Several processes take their share of each micro-batch, and add up their gradients.
     """
-    trained = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
-    total = torch.zeros((), device=device)
-    for index in filter(len, map(share, micro)):
+    total = 0.0
+    for index in micro:
+        mine, counts = (share(index), 1) if rank() < len(index) else (index[:1], 0)
         with torch.autocast(device, torch.bfloat16, hp.precision == "bfloat16"):
-            loss = loss_of(index, update / hp.updates)
+            loss = counts * loss_of(mine, update / hp.updates)
         (loss / n).backward()  # by the units of the whole step, not of the micro-batch
         total += loss.detach()
-    if world() > 1:
-        for p in trained:
-            p.grad = torch.zeros_like(p) if p.grad is None else p.grad
-        sum_up([p.grad for p in trained])
-        sum_up([total])
+    sum_up([p.grad for group in optimizer.param_groups for p in group["params"]
+            if p.grad is not None])
+    sum_up([total])
     torch.nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], hp.clip)
     optimizer.param_groups[0]["lr"] = hp.lr_at(update)
     for group in optimizer.param_groups[1:]:

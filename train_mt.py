@@ -354,7 +354,8 @@ def own_reward(name, texts):
     if not callable(own):
         raise UserError(f"--reward {name}: not a function; it is module:function")
 
-    return lambda sources, outputs: own(texts.lines(sources), texts.lines(outputs))
+    return lambda sources, outputs: by_first(
+        lambda: own(texts.lines(sources), texts.lines(outputs)))
 
 
 def metrics(texts, task, settings):
@@ -478,7 +479,7 @@ def translate(argv):
     folder, device = Path(args.run), choose_device(args.device)
     policy = load(folder / "policy.pt", Transformer, device)
     texts = Codec(Tokenizer.load(folder / "tokenizer.json"), policy.config.max_len)
-    lines = read_stdin()
+    lines = by_first(read_stdin)
     if not lines:
         return
     sources = texts.ids(lines)

@@ -1,7 +1,7 @@
 """The floor: what the matrix products alone take, each timed at the very shape it has in the model.
 
-No implementation on the same library can be faster; the share of the floor says how much of the
-time is spent on anything else: softmax, norms, random numbers, copies, Python.
+What is left of the time goes to anything else: softmax, norms, random numbers, copies, Python. (Not
+quite a lower bound: a causal attention needs only half of its products, which are a few percent.)
 """
 
 import statistics

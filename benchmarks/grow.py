@@ -15,23 +15,24 @@ from pathlib import Path
 import torch
 
 from benchmarks import floor, peers
-from benchmarks.measure import Table, side_by_side, times_faster
+from benchmarks.corpus import multi30k
+from benchmarks.measure import Table, median, side_by_side, times_faster
 from model import PAD, Config, Transformer, sample
 from run import keep_memory
 from train import pad
 
 
-def config(width, length):
+def sizes(width, length):
     return Config(4000, width, max(4, width // 64), 3, 3, 4 * width, 0.1, max(64, length))
 
 
 def compare(table, policy, src, n_samples, length, hugging_face, rounds, forced):
     """One line: tokens a second of each side, and how many times faster ours is."""
-    generators = [torch.Generator().manual_seed(k) for k in range(2)]
+    generator = torch.Generator().manual_seed(0)
     drawn = []  # tokens of each call of ours
 
     def ours():
-        out = sample(policy, src, n_samples, length, generator=generators[0])
+        out = sample(policy, src, n_samples, length, generator=generator)
         drawn.append(int((out.tokens != PAD).sum()))
 
     sides = {"ours": ours,
@@ -41,12 +42,12 @@ def compare(table, policy, src, n_samples, length, hugging_face, rounds, forced)
         sides[f"CT2 {kind}"] = lambda translator=translator: translator.generate(
             src, n_samples, length, forced)
     seconds = side_by_side(sides, rounds)
-    median = sorted(seconds["ours"])[rounds // 2]
+    typical = median(seconds["ours"])
     share = None
     if forced:
-        share = floor.grow(policy.config, len(src), n_samples, src.size(1), length) / median
+        share = floor.grow(policy.config, len(src), n_samples, src.size(1), length) / typical
     table.add(policy.config.d_model, f"{len(src)} x {n_samples}", length if forced else "ragged",
-              sorted(drawn)[len(drawn) // 2] / median,
+              median(drawn) / typical,
               *(times_faster(seconds, "ours", name) for name in list(sides)[1:]), share)
 
 
@@ -72,23 +73,22 @@ def main(argv=None):
         return table.end()
     for width in args.width:
         for length in args.length:
-            sizes = config(width, length)
+            config = sizes(width, length)
             torch.manual_seed(0)
-            policy, hugging_face = peers.NeverEnding(sizes).eval(), peers.marian(sizes)
+            policy, hugging_face = peers.NeverEnding(config).eval(), peers.marian(config)
             for n in args.samples:
-                src = torch.randint(4, sizes.vocab_size, (args.sources, 16))
+                src = torch.randint(4, config.vocab_size, (args.sources, 16))
                 compare(table, policy, src, n, length, hugging_face, args.rounds, True)
     table.end()
 
 
 def trained(run, data):
     """The policy of a run, and sources of its validation set as ids."""
-    from data import Tokenizer, download_multi30k, read_parallel
+    from data import Tokenizer
     from train_mt import Codec, load
     policy = load(run / "policy.pt", Transformer, "cpu")
     codec = Codec(Tokenizer.load(run / "tokenizer.json"), policy.config.max_len)
-    lines = read_parallel(data or download_multi30k(), "val", "de", "en").sources
-    return policy, codec.ids(lines)
+    return policy, codec.ids(multi30k(data, "val").sources)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.measure import Table, side_by_side
+from benchmarks.measure import Table, median, side_by_side
 from benchmarks.peers import NeverEnding
 from figures import BLUE, STYLE, VERMILLION, panels, save_png
 from model import BOS, Config, draw, sample
@@ -29,9 +29,10 @@ NAMES = {"N": "samples a source, N", "T": "target length T, tokens", "S": "sourc
 def uncached(model, src, n_samples, length):
     """Samples as a textbook draws them."""
     src = src.repeat_interleave(n_samples, 0)
+    memory = model.encode(src)
     tokens = src.new_full((len(src), 1), BOS)
     for _ in range(length):
-        ids, _ = draw(model(src, tokens)[:, -1], torch.rand(len(src)), 1.0)
+        ids, _ = draw(model.logits(model.decode(tokens, *memory)[:, -1]), torch.rand(len(src)), 1.0)
         tokens = torch.cat([tokens, ids[:, None]], 1)
     return tokens[:, 1:]
 
@@ -71,7 +72,7 @@ def main(argv=None):
     seconds = side_by_side(sides, args.rounds)
     table = Table("how", "varied", "value", "seconds")
     for (how, key, value), found in seconds.items():
-        table.add(how, key, value, sorted(found)[len(found) // 2])
+        table.add(how, key, value, median(found))
     import matplotlib
     with matplotlib.rc_context(STYLE):
         save_png(figure(table.lines), args.out)

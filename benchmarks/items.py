@@ -5,14 +5,14 @@
 
 import argparse
 
-import numpy as np
 import torch
 
+from benchmarks.corpus import ids, multi30k
 from benchmarks.disk import part
-from benchmarks.measure import Table, side_by_side
-from data import Tokenizer, download_multi30k, read_parallel
+from benchmarks.measure import Table, median, side_by_side
+from data import Tokenizer
 from filters import FILTERS
-from model import EOS, Config
+from model import Config
 from reward import RewardModel
 from run import keep_memory
 
@@ -24,11 +24,10 @@ def main(argv=None):
     parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args(argv)
     keep_memory()
-    corpus = read_parallel(args.data or download_multi30k(), "train", "de", "en")
+    corpus = multi30k(args.data)
     lines = corpus.sources + corpus.targets
-    tokenizer = Tokenizer.train(lines, 4000)
-    sources, targets = ([np.array([*tokenizer.encode(line), EOS]) for line in side[:2000]]
-                        for side in (corpus.sources, corpus.targets))
+    sources, targets, tokenizer = ids(args.data)
+    sources, targets = sources[:2000], targets[:2000]
     torch.manual_seed(0)
     sides = {"BPE, train 4000": (lambda: Tokenizer.train(lines, 4000), len(lines), "lines"),
              "BPE, encode": (lambda: [tokenizer.encode(line) for line in lines], len(lines),
@@ -46,7 +45,7 @@ def main(argv=None):
     seconds = side_by_side({name: function for name, (function, *_) in sides.items()}, args.rounds)
     table = Table("what", "of", "per second")
     for name, (_, items, unit) in sides.items():
-        table.add(name, unit, items / sorted(seconds[name])[args.rounds // 2])
+        table.add(name, unit, items / median(seconds[name]))
     table.end()
 
 

@@ -11,6 +11,9 @@ import time
 import torch
 
 
+median = statistics.median
+
+
 def side_by_side(sides, rounds=5, warm_up=1):
     """sides: {name: function}. Returns {name: [seconds of each round]}."""
     seconds = {name: [] for name in sides}
@@ -27,7 +30,7 @@ def side_by_side(sides, rounds=5, warm_up=1):
 
 def times_faster(seconds, name, than):
     """The median over the rounds of how many times faster `name` was."""
-    return statistics.median(b / a for a, b in zip(seconds[name], seconds[than]))
+    return median(b / a for a, b in zip(seconds[name], seconds[than]))
 
 
 class Table:

@@ -13,8 +13,8 @@ import sys
 
 import torch
 
-from benchmarks.grow import config
-from benchmarks.measure import Table, side_by_side, times_faster
+from benchmarks.grow import sizes
+from benchmarks.measure import Table, median, side_by_side, times_faster
 from benchmarks.peers import NeverEnding
 from benchmarks.training import dense, ours
 from model import sample
@@ -26,10 +26,10 @@ def child(keep):
     if keep:
         keep_memory()
     torch.manual_seed(0)
-    model, src = NeverEnding(config(128, 32)).eval(), torch.randint(4, 4000, (32, 16))
-    seconds = side_by_side({"training": ours(config(128, 32), dense(2048, 5)),
+    model, src = NeverEnding(sizes(128, 32)).eval(), torch.randint(4, 4000, (32, 16))
+    seconds = side_by_side({"training": ours(sizes(128, 32), dense(2048, 5)),
                             "Grow": lambda: sample(model, src, 16, 32)}, rounds=3)
-    print(json.dumps({name: sorted(found)[1] for name, found in seconds.items()}))
+    print(json.dumps({name: median(found) for name, found in seconds.items()}))
 
 
 def main(argv=None):

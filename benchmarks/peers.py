@@ -135,13 +135,18 @@ def joeynmt(config, label_smoothing):
         **names, **{f"{name}_id": i for name, i in special.items()}, lang_tags=[]))
     side = dict(type="transformer", num_heads=config.n_heads, hidden_size=config.d_model,
                 ff_size=config.d_ff, dropout=config.dropout, layer_norm="pre",
-                embeddings=dict(embedding_dim=config.d_model, scale=True, dropout=0.0))
+                embeddings=dict(embedding_dim=config.d_model, scale=True, dropout=config.dropout))
     model = build_model(dict(
         encoder=dict(side, num_layers=config.n_encoder_layers),
         decoder=dict(side, num_layers=config.n_decoder_layers), tied_embeddings=True,
         tied_softmax=True, initializer="xavier_uniform", embed_initializer="xavier_uniform"),
         vocabulary, vocabulary)
     model.loss_function = ("crossentropy", label_smoothing)
+    for module in model.modules():  # it drops in more places than the others
+        if type(module).__name__ == "MultiHeadedAttention":
+            module.dropout.p = 0.0
+        if type(module).__name__ == "PositionwiseFeedForward":
+            module.pwff_layer[2].p = 0.0
     theirs = torch.arange(config.vocab_size)
     theirs[[PAD, BOS, EOS, UNK]] = torch.tensor([special[k] for k in ("pad", "bos", "eos", "unk")])
 

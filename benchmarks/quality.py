@@ -2,23 +2,23 @@
 
     python -m benchmarks.quality --data DIR --out runs/quality --minutes 20
 
-Both train the same sizes (width 128, 3+3 layers) on the same BPE ids, with the same batch size, peak
-learning rate, warm-up, dropout and label smoothing; JoeyNMT with its own schedule, data loader and
-validation, started by its own command line. BLEU is sacreBLEU's of greedy outputs as text, for
-both; the time that each spends on validating counts, as it does for whoever waits. One after the
-other, each with all threads: JoeyNMT for so many minutes, ours for as many updates as its preset.
+Both train the same sizes (width 128, 3+3 layers) on the same BPE ids, with the same batch size,
+peak learning rate, warm-up, dropout 0.1 and label smoothing; JoeyNMT with its own schedule, data
+loader and validation, started by its own command line. BLEU is sacreBLEU's of greedy outputs as
+text, for both; the time that each spends on validating counts, as it does for whoever waits. One
+after the other, each with all threads: JoeyNMT for so many minutes, ours for all its updates.
 """
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+from benchmarks.corpus import folder, multi30k
 from benchmarks.measure import Table
-from data import Tokenizer, download_multi30k, read_lines, read_parallel
+from data import Tokenizer, read_lines
 from figures import BLUE, STYLE, VERMILLION, panels, save_png
 from train_mt import bleu_chrf
 
@@ -55,40 +55,42 @@ model:
 """
 
 
-def joeynmt(folder, data, tokenizer, smoothing, minutes):
-    """Trains with JoeyNMT's program -> [(seconds, BLEU)]; the files that it reads are made first."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for split in ("train", "val"):
-        corpus = read_parallel(data, split, "de", "en")
+def joeynmt(out, data, tokenizer, smoothing, minutes):
+    """Trains with JoeyNMT's program, on files made for it -> [(seconds, BLEU)]."""
+    out.mkdir(parents=True, exist_ok=True)
+    corpora = {split: multi30k(data, split) for split in ("train", "val")}
+    for split, corpus in corpora.items():
         for language, lines in (("de", corpus.sources), ("en", corpus.targets)):
             text = "".join(" ".join(map(str, tokenizer.encode(line))) + "\n" for line in lines)
-            (folder / f"{split}.{language}").write_text(text)
-    (folder / "vocab").write_text("".join(f"{i}\n" for i in range(3, tokenizer.vocab_size)))
-    config = folder / "config.yaml"
-    config.write_text(CONFIG.format(folder=folder, smoothing=smoothing))
+            (out / f"{split}.{language}").write_text(text)
+    (out / "vocab").write_text("".join(f"{i}\n" for i in range(3, tokenizer.vocab_size)))
+    config = out / "config.yaml"
+    config.write_text(CONFIG.format(folder=out, smoothing=smoothing))
     begin = time.time()
-    with open(folder / "log.txt", "w") as log:
+    with open(out / "log.txt", "w") as log:
         process = subprocess.Popen([sys.executable, "-m", "joeynmt", "train", str(config)],
                                    stdout=log, stderr=log)
         try:
             process.wait(60 * minutes)
+            raise SystemExit(f"JoeyNMT stopped by itself: see {out / 'log.txt'}")
         except subprocess.TimeoutExpired:
             process.kill()
     found = []
-    for file in folder.glob("model/*.hyps"):
+    for file in out.glob("model/*.hyps"):
         outputs = [tokenizer.decode([int(i) for i in line.split() if i.isdecimal()])
                    for line in read_lines(file)]
-        found.append((file.stat().st_mtime - begin, bleu_chrf(outputs, corpus.targets)[0]))
+        found.append((file.stat().st_mtime - begin, bleu_chrf(outputs, corpora["val"].targets)[0]))
     return sorted(found)
 
 
-def ours(folder, data, smoothing):
+def ours(out, data, smoothing):
     """BC as `train_mt.py` trains it -> [(seconds, BLEU)]."""
     begin = time.time()
-    subprocess.run([sys.executable, "train_mt.py", "--data", str(data), "--out", str(folder),
-                    "--label-smoothing", str(smoothing), "--stop-after", "bc"], check=True)
+    subprocess.run([sys.executable, "train_mt.py", "--data", str(data), "--out", str(out),
+                    "--label-smoothing", str(smoothing), "--dropout", "0.1", "--stop-after", "bc"],
+                   check=True)
     total = time.time() - begin
-    events = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    events = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     trained = [e for e in events if e.get("step") == "bc" and e.get("score") is not None]
     before = total - trained[-1]["seconds"]  # starting, reading, learning the BPE
     return [(before + e["seconds"], e["score"]) for e in trained if e["update"]]
@@ -113,7 +115,7 @@ def main(argv=None):
     parser.add_argument("--minutes", type=float, default=20)
     parser.add_argument("--label-smoothing", type=float, default=0.0)
     args = parser.parse_args(argv)
-    data, out = args.data or download_multi30k(), args.out.absolute()
+    data, out = folder(args.data), args.out.absolute()
     curves = {"ours": ours(out / "ours", data, args.label_smoothing)}
     tokenizer = Tokenizer.load(out / "ours" / "tokenizer.json")
     curves["JoeyNMT"] = joeynmt(out / "joeynmt", data, tokenizer, args.label_smoothing,
@@ -134,5 +136,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    os.chdir(Path(__file__).parent.parent)
     main()

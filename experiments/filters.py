@@ -45,7 +45,7 @@ def points(lab):
 
 
 def equal_levels(D_g):
-    """For each percentile the threshold of each filter that keeps as much of D_g, if there is one."""
+    """For each percentile each filter's threshold that keeps as much of D_g, if there is one."""
     def share(name, value):
         how = FILTER[name]
         return FILTERS[how["filter"]](D_g.source, D_g.reward, value, how.get("ties", False)).mean()
@@ -90,7 +90,7 @@ def claims(p):
                   end["rising γ"], end["rising percentile"]),
         p.compare("rising percentile − 90 four times", "+", "reward", end["rising percentile"],
                   end["percentile 90 four times"])])
-    yield Claim("", "percentile with ≥ in place of > (keeps what lies on the line), at equal shares", [
+    yield Claim("", "percentile with ≥ in place of >, at equal shares", [
         over(f"− {name}, p = {q}", "+" if name == "percentile" else "=", ("percentile, ≥", q),
              (name, q)) for name in ("percentile", "global", "γ") for q in (50, 65)])
 

@@ -226,7 +226,8 @@ def test_every_claim_that_can_be_tested_has_a_verdict():
 
 def test_the_scoreboard_is_what_the_results_say():
     assert (RESULTS / "scoreboard.md").read_text() == scoreboard(RESULTS)
-    assert scoreboard(RESULTS).strip() in (ROOT / "README.md").read_text()
+    of_the_paper, _ = scoreboard(RESULTS).split("\n\n")
+    assert of_the_paper in (ROOT / "README.md").read_text()
 
 
 def test_every_claim_has_comparisons():
