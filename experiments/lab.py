@@ -27,8 +27,8 @@ from run import Run, plain
 HERE = Path(__file__).parent
 PROGRAM = ("model", "pairs", "parallel", "train", "losses", "reward", "filters", "rest", "online",
            "train_toy")
-QUICK = dict(demonstrations=300, rated_sources=120, eval_sources=60, test_sources=100, d_model=32,
-             bc_updates=120, reward_updates=60, updates=12, evaluate_every=6, batch_tokens=512,
+QUICK = dict(demonstrations=200, rated_sources=120, eval_sources=40, test_sources=60, d_model=32,
+             bc_updates=80, reward_updates=40, updates=12, evaluate_every=6, batch_tokens=512,
              value_updates=20, ppo_batch=128)
 # What runs share, and what is a run's own ("improve"): the steps of each stage ...
 STAGES = {
