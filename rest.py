@@ -457,18 +457,19 @@ def scores(pool, task, settings):
 
     pool: the samples of each Grow that counts, the last one being this Grow's.
     """
-    parts = [part for samples in pool for part in samples.parts()]
-    human = [] if settings.human == "out" else list(task.data.parts())
-    ends = np.cumsum([len(part) for part in parts])
-    different = cache(lambda: np.split(distinct(*pool), ends[:-1]))
+    drawn = [part for samples in pool for part in samples.parts()]
+    parts = drawn + ([] if settings.human == "out" else list(task.data.parts()))
+    ends = np.cumsum([len(part) for part in drawn])
+    # for each drawn part, which of it is new; worked out when the first part is scored, if at all
+    new = cache(lambda: np.split(distinct(*pool), ends[:-1]))
 
     def scored(k):
-        part = (parts + human)[k]
-        if settings.distinct and k < len(parts):
-            part = part.select(different()[k])
+        part = parts[k]
+        if settings.distinct and k < len(drawn):
+            part = part.select(new()[k])
         return score(part, task.sources, task.reward)
 
-    return [partial(scored, k) for k in range(len(parts + human))]
+    return [partial(scored, k) for k in range(len(parts))]
 
 
 def look_at(D_g, samples, settings, g, run):

@@ -1,6 +1,6 @@
 """Grow: our `sample` beside Hugging Face's generate and CTranslate2, and the floor.
 
-    python -m benchmarks.grow                                # width 256, the table of the README
+    python -m benchmarks.grow                                # width 256, target length 32
     python -m benchmarks.grow --width 512 --length 128 --sources 32 --samples 1 8 16 64
     python -m benchmarks.grow --run runs/mt-1 --data DIR     # lengths as a trained policy has them
 

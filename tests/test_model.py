@@ -288,12 +288,24 @@ def test_draw_inverts_the_cdf():
     assert drawn.bincount(minlength=7).tolist() == [0, 0, 50, 250, 200, 125, 375]
 
 
+def test_draw_finds_the_same_ids_as_one_running_sum():
+    logits = 3 * torch.randn(500, 1000, generator=rng(), dtype=torch.float64)
+    u = torch.rand(500, generator=rng(), dtype=torch.float64)
+    probs = logits.softmax(-1)
+    probs[:, [PAD, BOS]] = 0
+    sums = probs.cumsum(-1)
+    ids, logprobs = draw(logits, u, 1.0)
+    expected = torch.searchsorted(sums, (u * sums[:, -1])[:, None], right=True)[:, 0]
+    assert torch.equal(ids, expected) and ids.unique().numel() > 200
+    torch.testing.assert_close(logprobs, logits.log_softmax(-1).gather(1, ids[:, None])[:, 0])
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("how", [{}, dict(top_k=2), dict(top_p=0.5), dict(top_k=5, top_p=0.9)],
                          ids=str)
-def test_draw_at_the_ends_of_the_unit_interval(dtype, how):
+@pytest.mark.parametrize("size", [50, 64 + EOS, 300])  # of inverse_cdf's blocks: one, one, five
+def test_draw_at_the_ends_of_the_unit_interval(dtype, how, size):
     """u = 0 gives the first entry that is allowed, the largest u below 1 the last."""
-    size = 50
     logits = torch.randn(300, size, generator=rng(), dtype=dtype)
     logits[:, EOS : EOS + 3] = logits[:, -3:] = -math.inf  # nothing at either end of what is left
     logits[::2, 20:] = -math.inf
