@@ -35,8 +35,7 @@ import tiktoken
 from tqdm import tqdm
 
 from model import BOS, EOS, PAD
-from pairs import write
-from run import UserError
+from storage import UserError, write
 
 N_SPECIAL = len((PAD, BOS, EOS))  # ids 0, 1, 2; the 256 bytes follow, then the merges
 

@@ -19,7 +19,8 @@ from pathlib import Path
 import numpy as np
 
 from pairs import Pairs
-from run import UserError, guarded
+from run import guarded
+from storage import UserError
 
 # Okabe and Ito's colours, for every kind of colour vision. ReST is always blue, PPO vermillion.
 GREY, BLUE, VERMILLION, GREEN = "#666666", "#0072B2", "#D55E00", "#009E73"

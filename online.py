@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 import rest
-from pairs import Pairs
+from storage import load_weights
 from train import adamw
 
 
@@ -23,7 +23,7 @@ def online(bc, task, settings, run):
     A Grow of a few hundred samples, with no D and no filter; a few updates of PPO; and again, until
     settings.ppo_samples are drawn, by default as many as in one Grow. The optimiser lives on from
     round to round. The way is cut into settings.ppo_rows parts of as many rounds, each a step of
-    the run that ends in a row.
+    the run that ends in a row; a step that was stopped goes on after the last round that was saved.
     """
     budget = settings.ppo_samples or settings.samples * len(rest.some_sources(task, settings, 1))
     per_round = max(1, min(settings.ppo_batch, budget) // settings.ppo_group)  # sources
@@ -35,47 +35,61 @@ def online(bc, task, settings, run):
                            final_lr=1.0, dropout=False)
     policy = copy.deepcopy(bc)
     optimizer = adamw(policy.parameters(), hp)
-    fingers, tokens, grow_seconds = [], 0, 0.0
+    state = {"round": 0, "fingers": torch.zeros(0, dtype=torch.int64), "tokens": 0,
+             "grow_seconds": 0.0, "trained": 0, "train_seconds": 0.0}  # of all rounds so far
 
-    def make(some_rounds):
-        """Some rounds of PPO, in place -> what the run keeps of them."""
-        begin, drawn, drawing, trained = time.monotonic(), [], 0.0, 0
-        for k in run.progress("PPO")(some_rounds):
-            samples, seconds, units = ppo_round(policy, bc, chosen[k], task, settings, hp,
-                                                optimizer, k)
-            drawing, trained = drawing + seconds, trained + units
-            run.log("ppo", round=k, reward=float(samples.reward.mean()))
-            drawn.append(samples)
-        drawn = Pairs.join(drawn)
-        new = np.unique(rest.fingerprints(drawn))
-        row = {"name": "PPO", "loss": "ppo", "grow": some_rounds[-1] + 1,
-               "improve": settings.ppo_updates, "threshold": None, "kept_samples": 1.0,
-               "kept_data": None,
-               "samples": (some_rounds[-1] + 1) * per_round * settings.ppo_group,
-               "distinct_samples": len(np.unique(np.concatenate([*fingers, new]))),
-               "tokens_drawn": tokens + len(drawn.tokens), "grow_seconds": grow_seconds + drawing,
-               "updates": len(some_rounds) * settings.ppo_updates,
-               "tokens_trained": trained,
-               "train_seconds": time.monotonic() - begin - drawing,
-               **rest.evaluate(policy, bc, task, settings), "seconds": time.monotonic() - begin}
-        run.log("row", **row)
-        return {"policy": policy.state_dict(), "optimizer": optimizer.state_dict(), "row": row,
-                "fingers": torch.from_numpy(new.view(np.int64))}
+    def saved():
+        return {**state, "policy": policy.state_dict(), "optimizer": optimizer.state_dict()}
 
-    parts = np.array_split(np.arange(rounds), min(settings.ppo_rows, rounds))
-    for part, some_rounds in enumerate(parts, 1):
-        made = run.step(f"ppo-{part}", lambda: make(some_rounds.tolist()))
-        policy.load_state_dict(made["policy"])
+    def take_up(made):
+        load_weights(policy, made["policy"])
         optimizer.load_state_dict(made["optimizer"])
-        fingers.append(made["fingers"].numpy().view(np.uint64))
-        tokens, grow_seconds = made["row"]["tokens_drawn"], made["row"]["grow_seconds"]
+        state.update({name: made[name] for name in state})
+
+    def make(end):
+        """The rounds up to `end`, in place -> what the run keeps of them."""
+        before = dict(state)
+        if (made := run.checkpoint.load("ppo")) is not None:
+            take_up(made)
+        for k in run.progress("PPO")(range(state["round"], end)):
+            if run.checkpoint.due():
+                run.checkpoint.save("ppo", saved())
+            one_round(k)
+        row = {"name": "PPO", "loss": "ppo", "grow": end, "improve": settings.ppo_updates,
+               "threshold": None, "kept_samples": 1.0, "kept_data": None,
+               "samples": end * per_round * settings.ppo_group,
+               "distinct_samples": len(state["fingers"]), "tokens_drawn": state["tokens"],
+               "grow_seconds": state["grow_seconds"],
+               "updates": (end - before["round"]) * settings.ppo_updates,
+               "tokens_trained": state["trained"] - before["trained"],
+               "train_seconds": state["train_seconds"] - before["train_seconds"],
+               **rest.evaluate(policy, bc, task, settings)}
+        row["seconds"] = run.seconds_at_work()
+        run.log("row", **row)
+        return {**saved(), "row": row}
+
+    def one_round(k):
+        samples, seconds, fitted = ppo_round(policy, bc, chosen[k], task, settings, hp, optimizer,
+                                             k)
+        fingers = torch.from_numpy(rest.fingerprints(samples).view(np.int64))
+        state.update(round=k + 1, fingers=torch.cat([state["fingers"], fingers]).unique(),
+                     tokens=state["tokens"] + len(samples.tokens),
+                     grow_seconds=state["grow_seconds"] + seconds,
+                     trained=state["trained"] + fitted["units"],
+                     train_seconds=state["train_seconds"] + fitted["seconds"])
+        run.log("ppo", round=k, reward=float(samples.reward.mean()))
+
+    ends = [part[-1] + 1 for part in np.array_split(range(rounds), min(settings.ppo_rows, rounds))]
+    for part, end in enumerate(ends, 1):
+        made = run.step(f"ppo-{part}", lambda: make(int(end)))
+        take_up(made)
         yield made["row"], policy
 
 
 def ppo_round(policy, bc, chosen, task, settings, hp, optimizer, k):
     """Grow on the `chosen` sources, then PPO on what was drawn.
 
-    Returns the scored samples, the seconds that they took, and the tokens that were trained on.
+    Returns the scored samples, the seconds that they took, and what `fit` says of the training.
     The baseline of a sample is the mean reward of its source's samples, in place of a critic; the
     advantages are divided by the standard deviation of the round's rewards.
     """
@@ -92,7 +106,7 @@ def ppo_round(policy, bc, chosen, task, settings, hp, optimizer, k):
     fitted = rest.improve(policy, advantages, sources, settings, hp, rest.seed_of(*seeds), "ppo",
                           rest.Frozen(bc=bc), optimizer=optimizer)
     drawn = replace(drawn, source=chosen[drawn.source].astype(np.int32))
-    return drawn, seconds, fitted["units"]
+    return drawn, seconds, fitted
 
 
 def batch_size(pairs, sources, n):

@@ -13,13 +13,13 @@ Left out: compression (the arrays could not be mapped then), and changing what l
 """
 
 import json
-import os
 from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
 
 from parallel import first
+from storage import UserError, flush, write
 
 PART = 2**18  # pairs of a part: tens of megabytes, and minutes of Grow
 
@@ -110,8 +110,7 @@ class Pairs:
             with open(flat_file(folder, name), "ab") as file:
                 file.truncate(numbers_in(name, old) * dtype.itemsize)
                 file.write(np.ascontiguousarray(array, dtype))
-                file.flush()
-                os.fsync(file.fileno())
+                flush(file)
         new = {"parts": old["parts"] + 1, "pairs": old["pairs"] + len(self),
                "tokens": old["tokens"] + len(self.tokens)}
         write(folder / "size.json", lambda file: file.write(json.dumps(new).encode()))
@@ -148,25 +147,7 @@ def numbers_in(name, size):
 
 def mapped(file, dtype, n):
     """n numbers of a flat file as a read-only array; nothing is read before it is looked at."""
-    return np.asarray(np.memmap(file, dtype, "r", shape=n)) if n else np.zeros(0, dtype)
-
-
-def write(path, save):
-    """Call save(file) on a file beside `path`, then rename: `path` is whole, or as it was.
-
-    Of several processes only the first does so.
-    """
-    if not first():
-        return
-    path = Path(path)
-    beside = path.with_name(path.name + ".tmp")
     try:
-        with open(beside, "wb") as file:
-            save(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    except RuntimeError as error:  # what torch.save makes of a full disk
-        raise OSError(f"{path} cannot be written: {error.__context__ or error}") from None
-    finally:
-        beside.unlink(missing_ok=True)
+        return np.asarray(np.memmap(file, dtype, "r", shape=n)) if n else np.zeros(0, dtype)
+    except (OSError, ValueError):
+        raise UserError(f"{file}: damaged, it should hold {n} numbers") from None

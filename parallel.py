@@ -82,6 +82,7 @@ def by_first(make):
             found[1] = error
     dist.broadcast_object_list(found)
     if found[1] is not None:
+        found[1].told_by_first = True
         raise found[1]
     return found[0]
 

@@ -13,10 +13,11 @@ import numpy as np
 
 import figures
 from filters import GLOBAL, above, select
-from pairs import Pairs, write
+from pairs import Pairs
 from parallel import by_first
 from rest import mean
-from run import UserError, guarded
+from run import guarded
+from storage import UserError, write
 
 # key of a row -> title, width, and how its value is written; rewards are shown times 100
 COLUMNS = {
@@ -108,7 +109,7 @@ def finish(run, task, rows, best, policy, reward_model):
     if not drawn:
         print("no figures: matplotlib is not installed")
     if run.stop_after and run.stop_after not in run.done:
-        run.log("warning", text=f"no step is called {run.stop_after}: --stop-after did nothing")
+        run.warn(f"no step is called {run.stop_after}: --stop-after did nothing")
     print(f"\n{seconds:.0f} s; results, figures, weights and samples are in {run.folder}/")
 
 

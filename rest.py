@@ -16,7 +16,6 @@ Left out: a reward model and a policy that learn at the same time.
 """
 
 import copy
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache, partial
@@ -30,7 +29,8 @@ from model import EOS, PAD, sample, shift_right, token_logprobs
 from pairs import PART, Pairs
 from parallel import gather, share, sum_up
 from reward import ValueModel, check_rewards, train_value
-from run import UserError, check_settings, setting, valid
+from run import check_settings, setting, valid
+from storage import UserError, load_weights
 from train import Training, by_length, fit, pad, seed_of
 
 
@@ -297,7 +297,8 @@ def improve(policy, pairs, sources, settings, hp, seed, loss="bc", frozen=Frozen
     extra = (log_eta,) if loss == "bvmpo" else ()
     if loss == "gold":  # gets no gradient and so never moves; but the checkpoint must hold it
         extra = tuple(frozen_copy.copy.parameters())
-    return fit(policy, loss_of, lengths, units, hp, seed, extra=extra, **kwargs)
+    return fit(policy, loss_of, lengths, units, hp, seed, extra=extra, sources=pairs.source[kept],
+               **kwargs)
 
 
 class FrozenCopy:
@@ -478,8 +479,8 @@ def look_at(D_g, samples, settings, g, run):
     tau = select(D_g, settings, 1)[1]
     if settings.filter in GLOBAL and tau <= D_g.reward.mean():
         # τ_1 > V(π) = E_{D_g}[R] is what makes the next policy's V rise
-        run.log("warning", text=f"the first threshold {tau:.3f} is not above the mean reward "
-                f"{D_g.reward.mean():.3f} of D_g")
+        run.warn(f"the first threshold {tau:.3f} is not above the mean reward "
+                 f"{D_g.reward.mean():.3f} of D_g")
 
 
 def some_sources(task, settings, g):
@@ -502,22 +503,22 @@ def improve_step(policy, D_g, kept, task, settings, frozen, run, row):
     on_eval = (lambda: mean_reward(new, task, settings)) if settings.stop == "best" else None
 
     def make():
-        begin, fitted = time.monotonic(), {"updates": 0, "units": 0, "seconds": 0.0}
+        fitted = {"updates": 0, "units": 0, "seconds": 0.0}
         if kept.any():
             fitted = improve(new, D_g, task.sources, settings, hp, seed_of(settings.seed, g, i),
                              row["loss"], frozen, kept, evaluate=on_eval, log=run.logger(name),
                              checkpoint=run.checkpoint, title=f"Improve {g},{i}")
         else:
-            run.log("warning", text=f"{name}: the filter kept nothing, so it is skipped")
+            run.warn(f"{name}: the filter kept nothing, so it is skipped")
         done = row | {"updates": fitted["updates"], "tokens_trained": fitted["units"],
                       "train_seconds": fitted["seconds"]}
         done |= evaluate(new, frozen.bc, task, settings)
-        done["seconds"] = time.monotonic() - begin
+        done["seconds"] = run.seconds_at_work()
         run.log("row", **done)
         return {"policy": new.state_dict(), "row": done}
 
     made = run.step(name, make)
-    new.load_state_dict(made["policy"])
+    load_weights(new, made["policy"])
     return new, made["row"]
 
 
@@ -533,5 +534,5 @@ def behaviour_value(policy, D_g, task, settings, run, g):
                     log=run.logger(f"value-{g}"), checkpoint=run.checkpoint, title="value model")
         return {"value": value.state_dict()}
 
-    value.load_state_dict(run.step(f"value-{g}", make)["value"])
+    load_weights(value, run.step(f"value-{g}", make)["value"])
     return value

@@ -116,7 +116,8 @@ def train_reward(model, sources, rated, hp, seed, preferences=False, **kwargs):
 
     lengths = rated.padded_lengths(sources)
     lengths = np.maximum(lengths[winners], lengths[losers])
-    return fit(model, loss_of, lengths, np.ones(len(winners)), hp, seed, **kwargs)
+    return fit(model, loss_of, lengths, np.ones(len(winners)), hp, seed,
+               sources=rated.source[winners], **kwargs)
 
 
 def preference_pairs(rated, seed):
@@ -147,7 +148,7 @@ def train_value(model, sources, pairs, hp, seed, **kwargs):
         return loss[tokens != PAD].sum()
 
     lengths = pairs.padded_lengths(sources)
-    return fit(model, loss_of, lengths, pairs.lengths, hp, seed, **kwargs)
+    return fit(model, loss_of, lengths, pairs.lengths, hp, seed, sources=pairs.source, **kwargs)
 
 
 # -------------------------------------------------------------------- how good is a reward model

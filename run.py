@@ -5,13 +5,14 @@
       metrics.jsonl   one object per event
       samples.txt     fixed test sources with their outputs and scores, after each step
       steps/          what each finished step made: weights and rows (.pt), pairs (a folder)
-      checkpoint.pt   where the unfinished step stands, if it is one `fit` (PPO is many)
+      checkpoint.pt   where the unfinished step stands
       policy.pt, reward.pt, results.json, *.png                     what comes out in the end
 
 A run is a row of named steps. Each draws only from generators that its own seeds make, so to resume
 is to load what the finished steps made, and to do the others: `run.step(name, make)` does both.
+How files are written and read is storage.py's business.
 
-Left out: a lock against a run that is started twice, and anything remote.
+Left out: anything remote.
 """
 
 import argparse
@@ -19,6 +20,8 @@ import ctypes
 import dataclasses
 import json
 import platform
+import shlex
+import signal
 import sys
 import time
 import typing
@@ -29,16 +32,17 @@ import torch
 from tqdm import tqdm
 
 import parallel
-from pairs import Pairs, size_of, write
+from pairs import Pairs, size_of
 from parallel import by_first, first
-
-
-class UserError(Exception):
-    """Something that the person at the keyboard can mend. Shown as one line, exit code 2."""
+from storage import FORMAT, Checkpoint, Journal, UserError, load, locked, save, write
 
 
 class Stopped(Exception):
     """The step named by --stop-after is done."""
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, which ends a program as Ctrl-C does."""
 
 
 # ------------------------------------------------------------------------------------- settings
@@ -75,6 +79,7 @@ class RunSettings:
     show: int = setting(0, "show so many kept and dropped pairs of each filter of a run, and end",
                         low=0)
     device: str = setting("", "cpu or cuda (default: cuda where there is one)")
+    debug: bool = setting(False, "show where in the program an error came up")
 
 
 def parse(cls, argv=None, description="", **named):
@@ -116,16 +121,25 @@ def guarded(main):
     """Run a program: what a person can mend is one line on standard error and exit code 2."""
     keep_memory()
     try:
+        signal.signal(signal.SIGTERM, terminate)
         parallel.start()
         main()
     except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        if "--debug" in sys.argv:
+            raise
+        if first() or not getattr(error, "told_by_first", False):
+            print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except Stopped as stop:
         print(stop)
-    except KeyboardInterrupt:
-        print("\nstopped; --resume with the same --out goes on", file=sys.stderr)
-        sys.exit(130)
+    except KeyboardInterrupt as stop:
+        if first():
+            print(f"\nstopped{Run.latest.how_to_go_on() if Run.latest else ''}", file=sys.stderr)
+        sys.exit(128 + (signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT))
+
+
+def terminate(number, frame):
+    raise Terminated
 
 
 def keep_memory():
@@ -153,37 +167,71 @@ NOT_COMPARED = {field.name for field in dataclasses.fields(RunSettings)}
 class Run:
     """The folder of one run: opened, or gone on with."""
 
+    latest = None  # of this process
+
     def __init__(self, settings, program):
         self.folder = by_first(lambda: choose_folder(settings, program))
-        self.stop_after, self.checkpoint = settings.stop_after, self.folder / "checkpoint.pt"
-        old = self.folder / "config.json"
-        begun = by_first(old.exists)
-        if settings.show and not begun:
-            raise UserError(f"{self.folder} holds no run: nothing to show")
-        if settings.show:  # then the run's own settings need not be said again
-            restore(settings, json.loads(old.read_text())["settings"])
-        elif begun:
-            compare(json.loads(old.read_text())["settings"], plain(settings), self.folder)
-        (self.folder / "steps").mkdir(parents=True, exist_ok=True)
-        if not begun:
-            self.save_json("config.json", {
-                "program": program, "settings": plain(settings),
-                "versions": {"python": platform.python_version(), "torch": torch.__version__,
-                             "numpy": np.__version__}, "threads": torch.get_num_threads()})
-        self.times = {e["step"]: e["seconds"] for e in self.events() if e["event"] == "step"}
+        if not settings.show:
+            by_first(self.claim)
+        changed = self.check_config(settings, program)
+        self.stop_after = settings.stop_after
+        self.journal, self.at_work = None, None  # the step that is being made
+        self.checkpoint = Checkpoint(self.folder / "checkpoint.pt", self.mark_saved)
+        if first() and not settings.show:
+            self.journal = Journal(self.folder / "metrics.jsonl", self.is_true)
+        events = self.journal.events if self.journal else []
+        self.times = {e["step"]: e["seconds"] for e in events if e["event"] in Journal.MARKS}
+        self.warned = {e["text"] for e in events if e["event"] == "warning"}
         self.begin, self.done = time.monotonic(), set()
         self.before = sum(self.times.values())  # seconds spent by earlier processes
+        if changed:
+            self.warn(f"begun with {', '.join(changed)}: from here on the results may differ from "
+                      "those of a run in one go")
+        Run.latest = self
 
-    def events(self):
-        """The objects of metrics.jsonl; a last line that a pulled plug cut off is taken away."""
-        if not first():
-            return []
-        metrics = self.folder / "metrics.jsonl"
-        content = metrics.read_bytes() if metrics.exists() else b""
-        whole, newline, torn = content.rpartition(b"\n")
-        if torn:
-            write(metrics, lambda f: f.write(whole + newline))
-        return [json.loads(line) for line in whole.splitlines()]
+    def claim(self):
+        """The folder is there, is ours alone, and holds nothing but a run, or nothing at all."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.lock = locked(self.folder)
+        found = {path.name for path in self.folder.iterdir()}
+        others = found - {"config.json.tmp", "steps", "tokenizer.json"}  # those may come from a run
+        if others and "config.json" not in found:
+            raise UserError(f"{self.folder} holds something else than a run: {min(others)}")
+
+    def check_config(self, settings, program):
+        """Compare with config.json, or write it -> what else of an earlier process was different."""
+        config = self.folder / "config.json"
+        now = {"python": platform.python_version(), "torch": torch.__version__,
+               "numpy": np.__version__, "threads": torch.get_num_threads()}
+        changed = []
+        if by_first(config.exists):
+            old = read_json(config)
+            changed = [f"{name} {value}, now {now[name]}"
+                       for name, value in old["environment"].items() if value != now[name]]
+            compare(self.folder, {"program": old["program"], "format": old.get("format")},
+                    {"program": program, "format": FORMAT})
+            if settings.show:  # then the run's own settings need not be said again
+                restore(settings, old["settings"])
+            compare(self.folder, compared(old["settings"]), compared(settings))
+        elif settings.show:
+            raise UserError(f"{self.folder} holds no run: nothing to show")
+        else:
+            self.save_json("config.json", {"program": program, "format": FORMAT,
+                                           "settings": plain(settings), "environment": now})
+        (self.folder / "steps").mkdir(exist_ok=True)
+        return changed
+
+    def is_true(self, mark):
+        """Whether what the journal says was saved has been saved."""
+        step = self.folder / "steps" / mark["step"]
+        if step.exists() or step.with_name(step.name + ".pt").exists():
+            return True
+        if mark["event"] == "part":
+            return size_of(unfinished(step))["parts"] > mark["part"]
+        return mark["event"] == "checkpoint" and mark["number"] == self.checkpoint.number
+
+    def mark_saved(self, number):
+        self.log("checkpoint", step=self.at_work, number=number, seconds=self.seconds_at_work())
 
     def step(self, name, make):
         """What make() makes, a dict of tensors and plain values: made once, then kept."""
@@ -191,10 +239,11 @@ class Run:
 
         def make_file():
             made = make()
-            write(file, lambda f: torch.save(made, f))
+            self.log("step", step=name, seconds=self.seconds_at_work())
+            save(file, made)
 
         self.once(name, file, make_file)
-        return torch.load(file, weights_only=True, map_location="cpu")
+        return load(file)
 
     def pairs(self, name, makes, look=None):
         """The Pairs that the functions `makes` make, one part each, one after the other.
@@ -203,15 +252,18 @@ class Run:
         there, by the first of several processes.
         """
         folder = self.folder / "steps" / name
-        unfinished = folder.with_name(name + ".unfinished")
 
         def make():
-            for make_part in makes[by_first(lambda: size_of(unfinished)["parts"]) :]:
-                make_part().append_to(unfinished)
+            done = by_first(lambda: size_of(unfinished(folder))["parts"])
+            for k, make_part in enumerate(makes[done:], done):
+                part = make_part()
+                self.log("part", step=name, part=k, seconds=self.seconds_at_work())
+                part.append_to(unfinished(folder))
             if first():
                 if look is not None:
-                    look(Pairs.load(unfinished))
-                unfinished.rename(folder)
+                    look(Pairs.load(unfinished(folder)))
+                self.log("step", step=name, seconds=self.seconds_at_work())
+                unfinished(folder).rename(folder)
 
         self.once(name, folder, make)
         return Pairs.load(folder)
@@ -224,30 +276,41 @@ class Run:
         if self.stop_after in self.done:
             raise Stopped(f"{self.stop_after} is done; --resume --out {self.folder} goes on")
         if not by_first(path.exists):
-            begin = time.monotonic()
+            self.at_work, self.since = name, time.monotonic() - self.seconds(name)
+            self.checkpoint.step = name
             make()
-            self.times[name] = time.monotonic() - begin
-            self.log("step", step=name, seconds=self.times[name])
+            self.times[name] = self.seconds_at_work()
             by_first(path.exists)  # and so all have waited for it
+            self.checkpoint.remove()
+            self.at_work = None
         self.done.add(name)
 
     def seconds(self, name):
+        """That a step has taken, in all processes that worked on it."""
         return self.times.get(name, 0.0)
 
+    def seconds_at_work(self):
+        return time.monotonic() - self.since
+
     def log(self, event, **values):
+        """One more event, by the first process."""
         if not first():
             return
-        line = json.dumps({"event": event, **values})
-        with open(self.folder / "metrics.jsonl", "a") as file:
-            file.write(line + "\n")
-        if event == "warning":
-            tqdm.write("warning: " + values["text"])
+        if self.journal is not None:
+            self.journal.add(event, **values)
         if event == "grow":
             of_data = values["reward_data"]
             tqdm.write("Grow {grow}: mean reward {0:.1f} of samples{1}; {distinct:.0%} distinct, "
                        "{truncated:.1%} cut off; entropy {entropy:.2f}; {tokens_per_second:.0f} "
                        "tokens/s".format(100 * values["reward_samples"], "" if of_data is None
                                          else f", {100 * of_data:.1f} of D", **values))
+
+    def warn(self, text):
+        """Say and log it, once in a run."""
+        if text not in self.warned and first():
+            self.warned.add(text)
+            self.log("warning", text=text)
+            tqdm.write("warning: " + text)
 
     def logger(self, step):
         return lambda event: self.log("train", step=step, **event)
@@ -261,13 +324,21 @@ class Run:
         return lambda items: tqdm(items, desc=title, leave=False, dynamic_ncols=True,
                                   disable=not first() or None)
 
+    def how_to_go_on(self):
+        """Said when a run is stopped from outside."""
+        command = [Path(sys.executable).name, *sys.argv]
+        command += [] if "--resume" in command else ["--resume"]
+        if not any(word.split("=")[0] == "--out" for word in command):
+            command += ["--out", str(self.folder)]
+        return f" in {self.at_work or 'between two steps'}; to go on: {shlex.join(command)}"
+
     def save_json(self, name, content):
         write(self.folder / name, lambda f: f.write(json.dumps(content, indent=1).encode()))
 
     def save_weights(self, name, model):
         config = model.config if hasattr(model, "config") else model.body.config
-        content = {"config": dataclasses.asdict(config), "weights": model.state_dict()}
-        write(self.folder / name, lambda f: torch.save(content, f))
+        save(self.folder / name, {"config": dataclasses.asdict(config),
+                                  "weights": model.state_dict()})
 
     def append(self, name, text):
         if not first():
@@ -296,9 +367,17 @@ def choose_folder(settings, program):
         return folder
     numbers = [int(path.name.rpartition("-")[2]) for path in Path("runs").glob(f"{program}-*")
                if path.name.removeprefix(f"{program}-").isdecimal()]
-    newest = max(numbers, default=0)
-    number = max(newest, 1) if settings.resume or settings.show else newest + 1
-    return Path("runs") / f"{program}-{number}"
+    number = max(numbers, default=0)
+    if settings.resume or settings.show:
+        return Path("runs") / f"{program}-{max(number, 1)}"
+    while True:
+        number += 1
+        folder = Path("runs") / f"{program}-{number}"
+        try:
+            folder.mkdir(parents=True)  # and so it is ours, if two are started at once
+            return folder
+        except FileExistsError:
+            continue
 
 
 def plain(settings):
@@ -313,12 +392,33 @@ def restore(settings, saved):
             setattr(settings, name, tuple(value) if isinstance(value, list) else value)
 
 
-def compare(old, new, folder):
-    """A run goes on only with the settings that it was begun with."""
-    changed = [f"{k} was {old.get(k)}, now {new.get(k)}" for k in {**old, **new}
-               if k not in NOT_COMPARED and old.get(k) != new.get(k)]
+def compared(settings):
+    """The settings by which a run is known: all but those of RunSettings, where it lies and so on.
+
+    settings: a dataclass, or what config.json has of one.
+    """
+    values = settings if isinstance(settings, dict) else plain(settings)
+    return {name: value for name, value in values.items() if name not in NOT_COMPARED}
+
+
+def compare(folder, saved, now):
+    """UserError naming what differs between the values something was made with, and those now."""
+    changed = [f"{name} was {saved.get(name)}, now {now.get(name)}" for name in {**saved, **now}
+               if saved.get(name) != now.get(name)]
     if changed:
         raise UserError(f"{folder} was begun with other settings: {'; '.join(changed)}")
+
+
+def unfinished(folder):
+    """Where the parts of Pairs lie until all are there."""
+    return folder.with_name(folder.name + ".unfinished")
+
+
+def read_json(path):
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(f"{path}: damaged ({error})") from None
 
 
 def choose_device(name):

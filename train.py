@@ -16,8 +16,8 @@ import torch
 from tqdm import tqdm
 
 from model import PAD
-from pairs import write
-from parallel import by_first, first, rank, share, sum_up, wait
+from parallel import first, rank, share, sum_up
+from storage import UserError, load_weights
 
 # -------------------------------------------------------------------------------------- batches
 
@@ -102,7 +102,7 @@ def adamw(parameters, hp):
 
 
 def fit(model, loss_of, lengths, units, hp, seed, evaluate=None, log=None, checkpoint=None,
-        extra=(), optimizer=None, title=None):
+        extra=(), optimizer=None, title=None, sources=None):
     """Minimise the sum of loss_of over the items, per unit, and return to the best checkpoint.
 
     loss_of(index, progress) -> the loss *summed* over a batch of items; units: (n,) what each item
@@ -110,9 +110,11 @@ def fit(model, loss_of, lengths, units, hp, seed, evaluate=None, log=None, check
     a held-out score, higher is better, looked at before the first and then every
     hp.evaluate_every updates; without it all updates are made and the last weights stand.
     extra: more parameters to train beside the model's, at hp.extra_lr. optimizer: one that
-    outlives this call. log(event dict) after each evaluation. title: of a progress bar, if any;
-    tqdm shows none where no one looks at a terminal.
+    outlives this call. log(event dict) after each evaluation. checkpoint: a storage.Checkpoint,
+    which keeps the state of this `fit` under its seed. title: of a progress bar, if any; tqdm shows
+    none where no one looks at a terminal. sources: (n,) what to call the items by in a report.
     Returns {"updates", "score"} of the best checkpoint, {"units", "seconds"} of the whole call.
+    UserError after several updates in a row whose loss or gradient was not finite.
     """
     parameters = list(model.parameters())
     optimizer = optimizer or adamw(parameters, hp)
@@ -120,22 +122,22 @@ def fit(model, loss_of, lengths, units, hp, seed, evaluate=None, log=None, check
         optimizer.add_param_group({"params": list(extra)})
     stream = batches(lengths, hp.batch_tokens, seed)
     state = {"update": 0, "since": 0, "score": -np.inf, "best": None, "best_update": 0,
-             "loss": 0.0, "units": 0, "trained": 0}
+             "loss": 0.0, "units": 0, "trained": 0, "seconds": 0.0, "lost": 0}
     device = parameters[0].device.type
     drawing = [parameters[0].device] if device == "cuda" else []
     with torch.random.fork_rng(drawing):  # dropout's global generator is left as it was
-        if checkpoint is not None and by_first(checkpoint.exists):
-            state = resume(checkpoint, model, optimizer, extra)
+        if checkpoint is not None and (saved := checkpoint.load(seed)) is not None:
+            state = restore(saved, model, optimizer, extra)
             for _ in range(state["update"] * hp.accumulate):
                 next(stream)
-        begin = saved = time.monotonic()
+        begin = time.monotonic() - state["seconds"]
         bar = tqdm(desc=title, total=hp.updates, initial=state["update"], leave=False,
                    disable=title is None or not first() or None, dynamic_ncols=True)
         while True:
             update = state["update"]
-            if checkpoint is not None and time.monotonic() - saved > SAVE_EVERY:
-                suspend(checkpoint, state, model, optimizer, extra)
-                saved = time.monotonic()
+            if checkpoint is not None and checkpoint.due():
+                state["seconds"] = time.monotonic() - begin
+                checkpoint.save(seed, as_saved(state, model, optimizer, extra))
             if evaluate is not None and (update % hp.evaluate_every == 0 or update == hp.updates):
                 note_score(state, model, float(evaluate()), begin, log)
                 if state["since"] >= hp.patience:
@@ -146,17 +148,19 @@ def fit(model, loss_of, lengths, units, hp, seed, evaluate=None, log=None, check
             n = sum(units[index].sum() for index in micro)
             model.train(hp.dropout)
             torch.manual_seed(seed_of(seed, update, rank()))  # so that resuming needs no more
-            state["loss"] += step(optimizer, loss_of, micro, n, update, hp, device)
-            state["units"] += n
-            state["trained"] += int(n)
+            loss = step(optimizer, loss_of, micro, n, update, hp, device)
+            if loss is None:
+                note_lost(state, micro, sources, hp, log)
+            else:
+                state["loss"] += loss
+                state["units"] += n
+                state["trained"] += int(n)
+                state["lost"] = 0
             state["update"] += 1
             bar.update()
         bar.close()
     if state["best"] is not None:
         model.load_state_dict(state["best"])
-    if checkpoint is not None:
-        wait()  # until no one needs it
-        checkpoint.unlink(missing_ok=True)
     model.eval()
     return {"updates": state["best_update"] if evaluate else state["update"],
             "score": state["score"], "units": state["trained"],
@@ -166,7 +170,8 @@ def fit(model, loss_of, lengths, units, hp, seed, evaluate=None, log=None, check
 def step(optimizer, loss_of, micro, n, update, hp, device):
     """One optimiser step on several micro-batches of n units in all -> their summed loss.
 
-    Several processes take their share of each micro-batch, and add up their gradients.
+    None, and no step, if the loss or a gradient is not finite. Several processes take their share
+    of each micro-batch, and add up their gradients.
     """
     total = 0.0
     for index in micro:
@@ -178,16 +183,32 @@ def step(optimizer, loss_of, micro, n, update, hp, device):
     sum_up([p.grad for group in optimizer.param_groups for p in group["params"]
             if p.grad is not None])
     sum_up([total])
-    torch.nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], hp.clip)
-    optimizer.param_groups[0]["lr"] = hp.lr_at(update)
-    for group in optimizer.param_groups[1:]:
-        group["lr"] = hp.extra_lr
-    optimizer.step()
+    norm = torch.nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], hp.clip)
+    finite = bool(torch.isfinite(total + norm))
+    if finite:
+        optimizer.param_groups[0]["lr"] = hp.lr_at(update)
+        for group in optimizer.param_groups[1:]:
+            group["lr"] = hp.extra_lr
+        optimizer.step()
     optimizer.zero_grad()
-    return total
+    return total if finite else None
 
 
-SAVE_EVERY = 60.0  # seconds between two checkpoints inside of `fit`
+LOST = 5  # updates in a row that were not finite, and `fit` gives up
+
+
+def note_lost(state, micro, sources, hp, log):
+    """An update was left out, its loss or gradient being not finite: which, and is it enough?"""
+    state["lost"] += 1
+    index = np.concatenate(micro)
+    names = (index if sources is None else sources[index]).tolist()
+    if log is not None:
+        log({"update": state["update"], "not_finite": names})
+    if state["lost"] >= min(LOST, hp.updates):
+        raise UserError(f"{state['lost']} updates in a row had a loss or a gradient that is not "
+                        f"finite, the last being update {state['update']}, on sources "
+                        f"{', '.join(map(str, names[:8]))}{', ...' if len(names) > 8 else ''}; a "
+                        "lower learning rate may help")
 
 
 def note_score(state, model, score, begin, log):
@@ -203,17 +224,16 @@ def note_score(state, model, score, begin, log):
                      best=copy.deepcopy(model.state_dict()))
 
 
-def suspend(path, state, model, optimizer, extra):
-    whole = {"state": {**state, "loss": float(state["loss"]), "units": int(state["units"])},
-             "model": model.state_dict(), "optimizer": optimizer.state_dict(),
-             "extra": [x.detach() for x in extra]}
-    write(path, lambda file: torch.save(whole, file))
+def as_saved(state, model, optimizer, extra):
+    """All that the rest of a `fit` depends on, as tensors and plain values."""
+    return {"state": {**state, "loss": float(state["loss"]), "units": int(state["units"])},
+            "model": model.state_dict(), "optimizer": optimizer.state_dict(),
+            "extra": [x.detach() for x in extra]}
 
 
-def resume(path, model, optimizer, extra):
-    whole = torch.load(path, weights_only=True, map_location="cpu")
-    model.load_state_dict(whole["model"])
-    optimizer.load_state_dict(whole["optimizer"])
-    for mine, theirs in zip(extra, whole["extra"]):
+def restore(saved, model, optimizer, extra):
+    load_weights(model, saved["model"])
+    optimizer.load_state_dict(saved["optimizer"])
+    for mine, theirs in zip(extra, saved["extra"]):
         mine.data.copy_(theirs)
-    return whole["state"]
+    return saved["state"]

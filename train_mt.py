@@ -18,7 +18,6 @@ Left out: back-translation, ensembling, sub-word regularisation, tagging of lang
 import argparse
 import copy
 import importlib
-import pickle
 import sys
 from dataclasses import dataclass
 from functools import partial
@@ -30,6 +29,7 @@ from tqdm import tqdm
 
 import rest
 import reward as rm
+import storage
 from data import Tokenizer, download_multi30k, read_parallel, read_ratings
 from methods import METHODS
 from model import EOS, Config, Transformer, beam_search
@@ -37,7 +37,8 @@ from online import online
 from pairs import Pairs
 from parallel import by_first, gather, share
 from report import Report, best_of_n_table, finish, label, look, verdict
-from run import Run, RunSettings, UserError, choose_device, guarded, parse, setting, valid
+from run import Run, RunSettings, choose_device, guarded, parse, setting, valid
+from storage import UserError, load_weights
 from train import by_length, pad
 
 
@@ -134,8 +135,7 @@ class Texts(Codec):
                         for split in ("train", "val", "test")}
         for split, corpus in self.corpora.items():
             if corpus.dropped:
-                run.log("warning", text=f"{split}: {corpus.dropped} pairs with a blank side are "
-                        "dropped")
+                run.warn(f"{split}: {corpus.dropped} pairs with a blank side are dropped")
             if settings.limit:
                 del corpus.sources[settings.limit :], corpus.targets[settings.limit :]
         path, train = run.folder / "tokenizer.json", self["train"]
@@ -143,8 +143,8 @@ class Texts(Codec):
             train.sources + train.targets, settings.vocab_size).save(path))
         super().__init__(Tokenizer.load(path), settings.max_len)
         if self.tokenizer.vocab_size < settings.vocab_size:
-            run.log("warning", text=f"the corpus gives only {self.tokenizer.vocab_size} entries of "
-                    f"the {settings.vocab_size} asked for")
+            run.warn(f"the corpus gives only {self.tokenizer.vocab_size} entries of the "
+                     f"{settings.vocab_size} asked for")
         self.look_at_lengths(run)
 
     def __getitem__(self, split):
@@ -158,12 +158,12 @@ class Texts(Codec):
         if not pairs:
             raise UserError(f"no training pair has fewer than {self.max_len} tokens: --max-len")
         if len(pairs) < len(train.sources):
-            run.log("warning", text=f"train: {len(train.sources) - len(pairs)} pairs of "
-                    f"{self.max_len} tokens or more dropped")
+            run.warn(f"train: {len(train.sources) - len(pairs)} pairs of {self.max_len} tokens or "
+                     "more dropped")
         train.sources, train.targets = map(list, zip(*pairs))
         for split in ("val", "test"):
             if cut := sum(map(self.too_long, self[split].sources)):
-                run.log("warning", text=f"{split}: {cut} sources cut at {self.max_len} tokens")
+                run.warn(f"{split}: {cut} sources cut at {self.max_len} tokens")
 
 
 def sacrebleu():
@@ -256,8 +256,8 @@ def human_ratings(texts, settings, run):
         raise UserError(f"{settings.ratings}: no pair has fewer than {texts.max_len} tokens on "
                         "both sides: --max-len")
     if len(short) < len(rows):
-        run.log("warning", text=f"{settings.ratings}: {len(rows) - len(short)} of {len(rows)} "
-                f"pairs have {texts.max_len} tokens or more and are dropped")
+        run.warn(f"{settings.ratings}: {len(rows) - len(short)} of {len(rows)} pairs have "
+                 f"{texts.max_len} tokens or more and are dropped")
     given, targets, scores = zip(*short)
     lines = list(dict.fromkeys(given))
     place = {line: i for i, line in enumerate(lines)}
@@ -301,7 +301,7 @@ def behaviour_cloning(task, texts, settings, run, device):
                             title="BC")
         return {"policy": policy.state_dict(), **done}
 
-    policy.load_state_dict(run.step("bc", make)["policy"])
+    load_weights(policy, run.step("bc", make)["policy"])
     return policy.eval()
 
 
@@ -338,7 +338,7 @@ def train_reward_model(bc, texts, settings, run):
         return {"reward": model.state_dict(), "judged": judged, "unit_tests": tests}
 
     made = run.step("reward", make)
-    model.load_state_dict(made["reward"])
+    load_weights(model, made["reward"])
     print(rm.table(made["judged"], made["unit_tests"]))
     return model.eval()
 
@@ -519,12 +519,12 @@ def load(path, cls, device):
     if not path.exists():
         raise UserError(f"{path} is missing: --run wants the folder of a finished run, --best-of "
                         "and --show-scores one that trained a reward model")
+    content = storage.load(path, device=device)
     try:
-        content = torch.load(path, map_location=device, weights_only=True)
         model = cls(Config(**content["config"])).to(device)
-        model.load_state_dict(content["weights"])
-    except (RuntimeError, KeyError, TypeError, EOFError, pickle.UnpicklingError) as error:
-        raise UserError(f"{path}: damaged, or not of this program "
+        load_weights(model, content["weights"])
+    except (RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"{path}: not a {cls.__name__} of this program "
                         f"({str(error).splitlines()[0]})") from None
     return model.eval()
 

@@ -23,10 +23,11 @@ import rest
 import reward as rm
 from methods import METHODS
 from model import EOS, Config, Transformer
-from run import Run, RunSettings, UserError, choose_device, guarded, parse, setting, valid
 from online import online
 from pairs import Pairs
 from report import Report, best_of_n_table, finish, label, look, verdict
+from run import Run, RunSettings, choose_device, guarded, parse, setting, valid
+from storage import UserError, load_weights
 
 WORDS, HABITS, ADJECTIVES = 32, 10, 8  # of the language
 HABIT_RATE, NOISE_RATE = 0.55, 0.07  # how often a habit, a random word, spoils a demonstration
@@ -286,7 +287,7 @@ def behaviour_cloning(task, language, settings, run, device):
                             log=run.logger("bc"), checkpoint=run.checkpoint, title="BC")
         return {"policy": policy.state_dict(), **done}
 
-    policy.load_state_dict(run.step("bc", make)["policy"])
+    load_weights(policy, run.step("bc", make)["policy"])
     print(f"BC: {run.seconds('bc'):.0f} s")
     return policy.eval()
 
@@ -336,7 +337,7 @@ def reward_model(bc, rated_sources, rated, held_out, language, settings, run, g)
 
     model = rm.RewardModel.from_policy(bc)
     made = run.step(name, make)
-    model.load_state_dict(made["reward"])
+    load_weights(model, made["reward"])
     print(rm.table(made["judged"], made["unit_tests"]))
     return model.eval()
 

@@ -1,7 +1,11 @@
 """What all tests share."""
 
+import math
+
 import pytest
 import torch
+
+from storage import Checkpoint
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -15,3 +19,10 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def save_always(monkeypatch):
+    """A checkpoint at every update."""
+    monkeypatch.setattr(Checkpoint, "EVERY", -1.0)
+    monkeypatch.setattr(Checkpoint, "SHARE", math.inf)

@@ -9,9 +9,9 @@ from dataclasses import fields, replace
 import numpy as np
 import pytest
 
-import pairs as pairs_py
 from model import EOS
-from pairs import DTYPES, PART, Pairs, flat_file, size_of, write
+from pairs import DTYPES, PART, Pairs, flat_file, size_of
+from storage import write
 
 
 def some_pairs():
@@ -215,7 +215,7 @@ def kill_at_fsync(monkeypatch, k):
             raise Killed
         fsync(number)
 
-    monkeypatch.setattr(pairs_py.os, "fsync", spied)
+    monkeypatch.setattr(os, "fsync", spied)
 
 
 @pytest.mark.parametrize("k", range(7))
@@ -256,7 +256,7 @@ def test_a_disk_that_fills_up_keeps_the_parts_before(tmp_path, monkeypatch):
         raise OSError(28, os.strerror(28))
 
     with monkeypatch.context() as patch, pytest.raises(OSError):
-        patch.setattr(pairs_py.os, "fsync", full)
+        patch.setattr(os, "fsync", full)
         pairs.append_to(tmp_path)
     assert_same(Pairs.load(tmp_path), pairs)
     assert_same(saved(tmp_path, pairs), Pairs.join([pairs, pairs]))

@@ -6,7 +6,10 @@ The human pairs get each of the two words right half of the time.
 
 import copy
 import itertools
+import json
+import time
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,7 +25,8 @@ from pairs import Pairs, size_of
 from rest import (Frozen, Settings, Task, collect, describe, distinct, evaluate, fingerprints,
                   grow, improve, logprobs_of, score)
 from reward import ValueModel
-from run import Run, RunSettings, Stopped, UserError
+from run import Run, RunSettings, Stopped
+from storage import Checkpoint, UserError
 from train import Training, pad
 
 WORDS, FILLER = 4, 11
@@ -84,10 +88,9 @@ def bc(task):
 class FakeRun:
     """A run that keeps nothing."""
 
-    checkpoint = None
-
     def __init__(self):
         self.steps, self.events = [], []
+        self.checkpoint = Checkpoint(Path("nowhere"))
 
     def step(self, name, make):
         self.steps.append(name)
@@ -104,6 +107,12 @@ class FakeRun:
 
     def log(self, event, **values):
         self.events.append({"event": event, **values})
+
+    def warn(self, text):
+        self.log("warning", text=text)
+
+    def seconds_at_work(self):
+        return time.perf_counter()
 
     def logger(self, step):
         return lambda event: self.log("train", step=step, **event)
@@ -651,9 +660,8 @@ def test_improve_with_each_loss(loss, bc, task):
 
 @pytest.mark.parametrize("loss", losses.LOSSES)
 def test_an_interrupted_improve_goes_on_as_if_it_had_not_been(loss, bc, task, tmp_path,
-                                                              monkeypatch):
+                                                              save_always):
     """Bitwise, with all that a loss remembers: BVMPO's temperature, GOLD's frozen copy."""
-    monkeypatch.setattr(train, "SAVE_EVERY", -1.0)  # at every update
     frozen, D_g, path = frozen_networks(bc), grown(bc, task), tmp_path / "checkpoint.pt"
     hp = SETTINGS.training(updates=12, evaluate_every=4, patience=9)
 
@@ -665,11 +673,12 @@ def test_an_interrupted_improve_goes_on_as_if_it_had_not_been(loss, bc, task, tm
                 raise KeyboardInterrupt
             return float((policy.embedding.weight - bc.embedding.weight).detach().abs().sum())
 
-        improve(policy, D_g, task.sources, SETTINGS, hp, 3, loss, frozen, checkpoint=path,
-                evaluate=evaluate)
+        improve(policy, D_g, task.sources, SETTINGS, hp, 3, loss, frozen, evaluate=evaluate,
+                checkpoint=Checkpoint(path))
         return weights(policy)
 
     whole = run()
+    path.unlink()
     with pytest.raises(KeyboardInterrupt):
         run(stop_at=2)
     assert path.exists()
@@ -1379,6 +1388,10 @@ class Killed(BaseException):
     """Passes through every handler, like the process's end."""
 
 
+def logged(run):
+    return [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
+
+
 def failing(function, at):
     """The function, killed instead of its call number `at`."""
     calls = itertools.count(1)
@@ -1417,7 +1430,7 @@ def test_a_run_in_parts_that_is_killed_goes_on_with_the_next_part(bc, task, tmp_
     assert len(calls) > 2 and SMALL.samples not in [call["args"][2] for call in calls[2:]]
     for (row, policy, D_g), (row_too, policy_too, D_g_too) in zip(whole, resumed, strict=True):
         assert row == row_too and torch.equal(policy, policy_too) and same(D_g, D_g_too)
-    assert [event["grow"] for event in run.events() if event["event"] == "grow"] == [1]
+    assert [event["grow"] for event in logged(run) if event["event"] == "grow"] == [1]
 
 
 # --------------------------------------------------------------------------------- the baseline
@@ -1580,8 +1593,8 @@ def test_the_baseline_goes_on_after_its_last_finished_part(how, bc, task, tmp_pa
     parts = went(oracle, resumed)
     assert [row for row, _ in parts] == [row for row, _ in whole]
     assert all(torch.equal(a, b) for (_, a), (_, b) in zip(parts, whole))
-    rounds = [event["round"] for event in resumed.events() if event["event"] == "ppo"]
-    assert rounds == ([0, 1, 2, 3, 4, 5] if stop else [0, 1, 2, 2, 3, 4, 5])
+    rounds = [event["round"] for event in logged(resumed) if event["event"] == "ppo"]
+    assert rounds == [0, 1, 2, 3, 4, 5]
 
 
 def test_one_update_a_round_is_reinforce(bc, task):
@@ -1589,9 +1602,9 @@ def test_one_update_a_round_is_reinforce(bc, task):
     policy, chosen = copy.deepcopy(bc), np.array([4, 9, 2, 30])
     settings = replace(SETTINGS, ppo_updates=1, ppo_kl=0.0, ppo_group=8)
     hp = settings.training(updates=1, lr=1.0, warmup=0, dropout=False, clip=1e9)
-    drawn, seconds, units = online.ppo_round(policy, bc, chosen, task, settings, hp,
-                                             torch.optim.SGD(policy.parameters(), 1.0), 3)
-    assert units == len(drawn.tokens)
+    drawn, seconds, fitted = online.ppo_round(policy, bc, chosen, task, settings, hp,
+                                              torch.optim.SGD(policy.parameters(), 1.0), 3)
+    assert fitted["units"] == len(drawn.tokens)
     assert list(drawn.source) == list(np.repeat(chosen, 8)) and seconds > 0
     np.testing.assert_array_equal(
         drawn.reward, oracle([task.sources[i] for i in drawn.source], drawn.targets()))

@@ -16,9 +16,10 @@ import torch
 
 import pairs as pairs_py
 import run as run_module
+import storage
 from pairs import Pairs
-from run import (Run, RunSettings, Stopped, UserError, choose_device, guarded, parse, plain_type,
-                 setting)
+from run import Run, RunSettings, Stopped, choose_device, guarded, parse, plain_type, setting
+from storage import UserError
 
 
 @dataclass
@@ -189,7 +190,8 @@ def test_new_runs_are_numbered():
     assert Run(Settings(), "other").folder == Path("runs/other-1")
     config = json.loads(Path("runs/made-up-2/config.json").read_text())
     assert config["program"] == "made-up" and config["settings"]["count"] == 3
-    assert config["versions"]["torch"] == torch.__version__ and config["threads"] >= 1
+    around = config["environment"]
+    assert around["torch"] == torch.__version__ and around["threads"] >= 1
 
 
 def test_resume_without_out_takes_the_newest():
@@ -294,10 +296,11 @@ def test_pairs_go_on_after_the_last_whole_part(fail_at, error):
             run.pairs("grow-1", makers(made, fail_at, error), seen.append)
         assert made == list(range(fail_at)) and seen == []
         assert not (run.folder / "steps/grow-1").exists()
-        assert not (run.folder / "metrics.jsonl").exists() and run.seconds("grow-1") == 0
         run = opened(out="mine", resume=True)
+        assert (run.seconds("grow-1") > 0) == (fail_at > 0)
     assert_same(run.pairs("grow-1", makers(made), seen.append), Pairs.join(PARTS))
     assert made == [0, 1, 2, 3] and len(seen) == 1
+    assert [e.get("part") for e in events(run.folder)] == [0, 1, 2, 3, None]
 
 
 def test_pairs_are_there_by_name_when_they_have_been_looked_at():
@@ -381,9 +384,10 @@ def test_seconds_outlive_the_process(monkeypatch):
 
 def test_warnings_are_shown_and_logged(capsys):
     run = opened(out="mine")
-    run.log("warning", text="too short")
+    run.warn("too short")
+    run.warn("too short")
     run.logger("bc")({"update": 3})
-    assert "warning: too short" in "".join(capsys.readouterr())
+    assert "".join(capsys.readouterr()).count("warning: too short") == 1
     assert events(run.folder) == [{"event": "warning", "text": "too short"},
                                   {"event": "train", "step": "bc", "update": 3}]
 
@@ -408,7 +412,7 @@ def test_a_torn_last_line_of_the_log_does_not_stop_a_resume():
         file.write('{"event": "train", "st')  # what a full disk or a pulled plug leaves
     run = opened(out="mine", resume=True)
     assert run.step("a", nothing_to_make) == {"x": 1}
-    run.log("warning", text="later")
+    run.warn("later")
     assert [e["event"] for e in events(run.folder)] == ["step", "warning"]
 
 
@@ -428,14 +432,16 @@ class Full(io.BufferedWriter):
 
 
 def full_at_write(monkeypatch):
-    monkeypatch.setattr(pairs_py, "open", lambda path, mode: Full(io.FileIO(path, mode)),
-                        raising=False)
+    def limited(path, mode):
+        return Full(io.FileIO(path, mode)) if "b" in mode else open(path, mode)
+    for module in (pairs_py, storage):
+        monkeypatch.setattr(module, "open", limited, raising=False)
 
 
 def full_at_fsync(monkeypatch):
     def fsync(number):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    monkeypatch.setattr(pairs_py.os, "fsync", fsync)
+    monkeypatch.setattr(storage.os, "fsync", fsync)
 
 
 def make_tensors(run):

@@ -28,6 +28,7 @@ from model import Config, Transformer
 from pairs import Pairs
 from reward import RewardModel
 from run import guarded
+from storage import load
 from train_mt import bleu_chrf, damage, made_ratings, split_ratings
 
 sacrebleu = pytest.importorskip("sacrebleu")
@@ -163,9 +164,9 @@ def test_rows_of_the_log_are_those_of_the_results(finished):
 
 
 def test_saved_weights(finished):
-    last = torch.load(finished / "steps" / "improve-1-2.pt", weights_only=True)["policy"]
+    last = load(finished / "steps" / "improve-1-2.pt")["policy"]
     for name, cls in (("policy.pt", Transformer), ("reward.pt", RewardModel)):
-        content = torch.load(finished / name, weights_only=True)
+        content = load(finished / name)
         cls(Config(**content["config"])).load_state_dict(content["weights"])
         if name == "policy.pt":
             assert all(torch.equal(content["weights"][k], last[k]) for k in last)
@@ -403,8 +404,7 @@ def test_the_reward_models_body_is_trained_only_if_asked(finished, corpus, tmp_p
 
     monkeypatch.setattr(rm, "train_reward", spy)
     guarded(lambda: main(run, corpus, "--stop-after", "reward", *flags))
-    bc, made = (torch.load(run / "steps" / f"{name}.pt", weights_only=True)
-                for name in ("bc", "reward"))
+    bc, made = (load(run / "steps" / f"{name}.pt") for name in ("bc", "reward"))
     same = all(torch.equal(x, made["reward"][f"body.{k}"]) for k, x in bc["policy"].items())
     assert same != body and dropout == [body]
 

@@ -22,6 +22,7 @@ from model import EOS, Config, Transformer
 from pairs import Pairs
 from reward import RewardModel
 from run import Run, Stopped, guarded, parse
+from storage import Checkpoint, load
 from train_toy import ADJECTIVES, HABITS, MAX_LEN, WORDS, Language, Settings, prepare, rate
 
 PROGRAM = Path(train_toy.__file__)
@@ -222,7 +223,7 @@ def test_the_folder_of_a_run(finished):
     config = strict((finished / "config.json").read_text())
     assert config["program"] == "toy" and config["settings"]["demonstrations"] == 200
     assert config["settings"]["improve"] == [2, 1] and config["settings"]["seed"] == 0
-    assert set(config["versions"]) == {"python", "torch", "numpy"}
+    assert set(config["environment"]) == {"python", "torch", "numpy", "threads"}
     assert [e["step"] for e in events(finished) if e["event"] == "step"] == STEPS
     assert {path.stem for path in (finished / "steps").iterdir()} == set(STEPS)
     assert [e["name"] for e in events(finished) if e["event"] == "row"] == [
@@ -288,9 +289,9 @@ def test_what_is_kept_is_what_is_strictly_above(finished):
 
 
 def test_saved_weights_are_those_of_the_last_step(finished):
-    last = torch.load(finished / "steps" / "improve-2-1.pt", weights_only=True)["policy"]
+    last = load(finished / "steps" / "improve-2-1.pt")["policy"]
     for name, cls in (("policy.pt", Transformer), ("reward.pt", RewardModel)):
-        content = torch.load(finished / name, weights_only=True)
+        content = load(finished / name)
         model = cls(Config(**content["config"]))
         model.load_state_dict(content["weights"])  # strict: every name, every shape
         if name == "policy.pt":
@@ -369,18 +370,15 @@ class Killed(BaseException):
 
 def killed_inside(monkeypatch, folder, step, update, flags):
     """Run the program with a checkpoint at every update, killed right after one of them."""
-    suspend = train.suspend
+    save = Checkpoint.save
 
-    def kill(path, state, *rest):
-        suspend(path, state, *rest)
-        before = STEPS[STEPS.index(step) - 1]
-        begun = step == "bc" or (folder / "steps" / f"{before}.pt").exists()
-        if begun and state["update"] >= update:
+    def kill(checkpoint, name, content):
+        save(checkpoint, name, content)
+        if checkpoint.step == step and content["state"]["update"] >= update:
             raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(train, "SAVE_EVERY", -1)
-        patch.setattr(train, "suspend", kill)
+        patch.setattr(Checkpoint, "save", kill)
         with pytest.raises(Killed):
             main(folder, *flags)
     assert (folder / "checkpoint.pt").exists()
@@ -390,7 +388,7 @@ def killed_inside(monkeypatch, folder, step, update, flags):
     ("bc", 7, "bc"), ("improve-1-1", 3, "bc"), ("improve-1-1", 5, "bc"), ("improve-1-1", 3, "gold"),
     ("improve-1-1", 3, "oac"), ("improve-1-1", 3, "bvmpo")])
 def test_a_step_that_was_killed_goes_on_where_it_was(finished, tmp_path, monkeypatch, no_figures,
-                                                      capsys, step, update, loss):
+                                                      capsys, save_always, step, update, loss):
     flags = ["--stop-after", step, "--loss", loss, "--value-updates", "10",
              "--gold-sync", "4"]
     done = [] if step == "bc" else STEPS[: STEPS.index(step)]
@@ -398,7 +396,7 @@ def test_a_step_that_was_killed_goes_on_where_it_was(finished, tmp_path, monkeyp
     guarded(lambda: main(whole, *flags))
     killed_inside(monkeypatch, cut, step, update, flags)
     guarded(lambda: main(cut, *flags, "--resume"))
-    a, b = (torch.load(x / "steps" / f"{step}.pt", weights_only=True) for x in (whole, cut))
+    a, b = (load(x / "steps" / f"{step}.pt") for x in (whole, cut))
     for name in a["policy"]:
         assert torch.equal(a["policy"][name], b["policy"][name]), name
     if "row" in a:
@@ -501,8 +499,7 @@ def test_a_run_without_a_grow(finished, tmp_path):
     assert {path.stem for path in (tmp_path / "run/steps").iterdir()} == {
         *DRAWN[:4], "ppo-1", "best-of-n"}
     assert [e["policy"] for e in r["best_of_n"]] == 2 * ["BC"] + 2 * ["PPO"]
-    steps, saved = (torch.load(tmp_path / "run" / x, weights_only=True)
-                    for x in ("steps/ppo-1.pt", "policy.pt"))
+    steps, saved = (load(tmp_path / "run" / x) for x in ("steps/ppo-1.pt", "policy.pt"))
     assert all(torch.equal(steps["policy"][k], saved["weights"][k]) for k in saved["weights"])
     assert (tmp_path / "run/improve.png").exists() and not (tmp_path / "run/rewards.png").exists()
 
@@ -510,8 +507,7 @@ def test_a_run_without_a_grow(finished, tmp_path):
 def test_preferences(finished, tmp_path, no_figures):
     begin(finished, tmp_path / "run", "bc")
     short(tmp_path / "run", "--preferences", "--filter", "top", "--thresholds", "2", "1")
-    a, b = (torch.load(x / "steps/reward.pt", weights_only=True)["reward"]
-            for x in (finished, tmp_path / "run"))
+    a, b = (load(x / "steps/reward.pt")["reward"] for x in (finished, tmp_path / "run"))
     assert any(not torch.equal(a[k], b[k]) for k in a)
 
 
@@ -563,7 +559,7 @@ def test_what_prepare_prepares(finished, tmp_path, capsys):
     task, (base, hp) = toy.task, toy.task.base
     assert not toy.bc.training and task.refresh is None
     assert (hp.updates, hp.lr, hp.warmup) == (settings.bc_updates, settings.bc_lr, 100)
-    again = torch.load(finished / "steps/bc.pt", weights_only=True)["policy"]
+    again = load(finished / "steps/bc.pt")["policy"]
     assert all(torch.equal(x, again[k]) for k, x in toy.bc.state_dict().items())
     assert any(not torch.equal(x, again[k]) for k, x in base.state_dict().items())
     rest.improve(base, task.data, task.sources, settings, hp, settings.seed)
@@ -592,9 +588,9 @@ def refreshed(finished, tmp_path_factory):
     return folder
 
 
-def load(cls, folder, step, key):
-    model = cls(Config(**torch.load(folder / "policy.pt", weights_only=True)["config"]))
-    model.load_state_dict(torch.load(folder / "steps" / f"{step}.pt", weights_only=True)[key])
+def model_of(cls, folder, step, key):
+    model = cls(Config(**load(folder / "policy.pt")["config"]))
+    model.load_state_dict(load(folder / "steps" / f"{step}.pt")[key])
     return model.eval()
 
 
@@ -615,8 +611,7 @@ def test_refresh_shares_the_ratings_out_over_the_grows(finished, refreshed):
 def test_refresh_rates_the_policy_that_grows(refreshed):
     settings = settings_of(*REFRESHED)
     sources = Language(0).sources(61, train_toy.stream(settings, train_toy.DATA, 1))
-    policies = load(Transformer, refreshed, "bc", "policy"), load(Transformer, refreshed,
-                                                                  "improve-1-2", "policy")
+    policies = [model_of(Transformer, refreshed, step, "policy") for step in ("bc", "improve-1-2")]
     for g, own in enumerate(policies):
         rated = Pairs.load(refreshed / "steps" / f"rated-{g + 1}")
         gaps = [np.abs(rest.logprobs_of(policy, sources, rated) - rated.logprobs).max()
@@ -626,7 +621,7 @@ def test_refresh_rates_the_policy_that_grows(refreshed):
 
 def test_each_grow_is_scored_by_its_own_reward_model(refreshed, monkeypatch, capsys):
     task = data_of(monkeypatch, *REFRESHED)
-    models = [load(RewardModel, refreshed, step, "reward") for step in ("reward", "reward-2")]
+    models = [model_of(RewardModel, refreshed, step, "reward") for step in ("reward", "reward-2")]
     for g, model in enumerate(models):
         D_g = Pairs.load(refreshed / "steps" / f"score-{g + 1}")
         scores = [m.score([task.sources[i] for i in D_g.source], D_g.targets())
@@ -637,8 +632,8 @@ def test_each_grow_is_scored_by_its_own_reward_model(refreshed, monkeypatch, cap
 
 def test_the_reward_model_that_is_left_is_the_last(refreshed):
     """The one that best-of-N, and the last rows, were judged by."""
-    left = torch.load(refreshed / "reward.pt", weights_only=True)["weights"]
-    last = torch.load(refreshed / "steps/reward-2.pt", weights_only=True)["reward"]
+    left = load(refreshed / "reward.pt")["weights"]
+    last = load(refreshed / "steps/reward-2.pt")["reward"]
     assert all(torch.equal(left[k], last[k]) for k in last)
 
 

@@ -1,0 +1,218 @@
+"""What a run keeps on disk: written as a whole or not at all, and read without running any code.
+
+    write(path, put)               # put(file) writes it; `path` is then whole, or as it was
+    save(path, content)            # tensors and plain values
+    content = load(path)           # and back; refused if the file is damaged, or of another format
+    lock = locked(folder)          # while it lives, no other process may work there
+    checkpoint = Checkpoint(...)   # where an unfinished step stands
+    journal = Journal(...)         # metrics.jsonl
+
+A process may be killed at any moment, and the disk may be full. So each file is written beside,
+flushed, and renamed; and the journal is cut back to the last thing that was really saved.
+
+Left out: keeping more than the last checkpoint, and file systems without rename or flock.
+"""
+
+import json
+import os
+import pickle
+import time
+import weakref
+from pathlib import Path
+
+import torch
+
+from parallel import by_first, first
+
+try:
+    import fcntl
+except ImportError:  # Windows: there nothing is locked
+    fcntl = None
+
+FORMAT = 1  # of everything that a run keeps; a change that old files do not fit into raises it
+
+
+class UserError(Exception):
+    """Something that the person at the keyboard can mend. Shown as one line, exit code 2."""
+
+
+# ---------------------------------------------------------------------------------------- files
+
+
+def write(path, put):
+    """Call put(file) on a file beside `path`, then rename: `path` is whole, or as it was.
+
+    Of several processes only the first does so. Raises OSError where there is no room.
+    """
+    if not first():
+        return
+    path = Path(path)
+    beside = path.with_name(path.name + ".tmp")
+    try:
+        with open(beside, "wb") as file:
+            put(file)
+            flush(file)
+        os.replace(beside, path)
+        flush_folder(path.parent)
+    except RuntimeError as error:  # what torch.save makes of a full disk
+        raise OSError(f"{path} cannot be written: {error.__context__ or error}") from None
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def flush(file):
+    """Until the disk has it, and not only the kernel: so that it outlives a loss of power."""
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def flush_folder(folder):
+    """The same for the names in a folder, which a rename has changed."""
+    if os.name == "posix":
+        number = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(number)
+        finally:
+            os.close(number)
+
+
+def save(path, content):
+    """A dict of tensors and plain values."""
+    write(path, lambda file: torch.save({"format": FORMAT, "content": content}, file))
+
+
+def load(path, device="cpu"):
+    """What `save` wrote. UserError if it is missing, damaged, or not of this program's format.
+
+    torch's weights_only makes of a file nothing but tensors and plain values, whatever is in it.
+    """
+    try:
+        whole = torch.load(path, weights_only=True, map_location=device)
+        saved, content = whole["format"], whole["content"]
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing") from None
+    except (RuntimeError, LookupError, TypeError, ValueError, AttributeError, EOFError,
+            pickle.UnpicklingError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{path}: damaged, or not of this program ({reason})") from None
+    if saved != FORMAT:
+        raise UserError(f"{path} has format {saved} of this program's files, and not {FORMAT}")
+    return content
+
+
+def load_weights(model, weights):
+    """Into the model, in place. UserError if they are of a model of another size."""
+    own = {name: tuple(x.shape) for name, x in model.state_dict().items()}
+    given = {name: tuple(x.shape) for name, x in weights.items()}
+    for name in {**own, **given}:
+        if own.get(name) != given.get(name):
+            raise UserError(f"saved weights of another model: {name} is {given.get(name)} there, "
+                            f"and {own.get(name)} in a {type(model).__name__} of these settings")
+    model.load_state_dict(weights)
+
+
+# ----------------------------------------------------------------------------------------- lock
+
+LOCKS = weakref.WeakValueDictionary()  # of this process, by folder
+
+
+class Lock:
+    """A folder that this process works in, alone. The lock dies with the process, or before."""
+
+    def __init__(self, folder):
+        self.number = os.open(folder, os.O_RDONLY)
+        weakref.finalize(self, os.close, self.number)
+        try:
+            fcntl.flock(self.number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{folder}: another process is at work there") from None
+
+
+def locked(folder):
+    """The lock of a folder, which this process may ask for more than once."""
+    if fcntl is None or not first():
+        return None
+    path = Path(folder).resolve()
+    lock = LOCKS.get(path) or Lock(folder)
+    LOCKS[path] = lock
+    return lock
+
+
+# ----------------------------------------------------------------------------------- checkpoint
+
+
+class Checkpoint:
+    """Where the unfinished step of a run stands: one file, written over from time to time."""
+
+    EVERY = 60.0  # seconds between two saves, at least ...
+    SHARE = 0.02  # ... and as many as keep saving below this share of the time
+
+    def __init__(self, path, note=None):
+        """note(number): called just before save `number` is made."""
+        self.path, self.note = path, note
+        self.found = load(path) if by_first(path.exists) else None
+        self.number = self.found["number"] if self.found else 0
+        self.step = None  # of the run: set by it
+        self.saved, self.cost = time.monotonic(), 0.0
+
+    def load(self, name):
+        """What an earlier process saved last, if it did so in this step and by this name."""
+        found, self.found = self.found, None
+        same = found is not None and (found["step"], found["name"]) == (self.step, name)
+        return found["content"] if same else None
+
+    def due(self):
+        return time.monotonic() - self.saved > max(self.EVERY, self.cost / self.SHARE)
+
+    def save(self, name, content):
+        begin = time.monotonic()
+        self.number += 1
+        if self.note is not None:
+            self.note(self.number)
+        save(self.path, {"step": self.step, "name": name, "number": self.number,
+                         "content": content})
+        self.saved = time.monotonic()
+        self.cost = self.saved - begin
+
+    def remove(self):
+        """The step is finished."""
+        self.found = None
+        if first():
+            self.path.unlink(missing_ok=True)
+
+
+# -------------------------------------------------------------------------------------- journal
+
+
+class Journal:
+    """metrics.jsonl: one JSON object for each event, in the order in which they happened.
+
+    Some events are marks: they say that something is saved, and are written just before it is.
+    is_true(mark) tells whether it was. On opening, all behind the last true mark is cut off: it
+    is of work that was lost when a process was killed, and that will be done, and told, again.
+    """
+
+    MARKS = ("step", "part", "checkpoint")
+
+    def __init__(self, path, is_true):
+        self.path, content = path, path.read_bytes() if path.exists() else b""
+        seen, kept, at, end = [], 0, 0, 0
+        for line in content.split(b"\n")[:-1]:
+            try:
+                event = json.loads(line)
+            except ValueError:  # torn by a loss of power
+                break
+            seen.append(event)
+            at += len(line) + 1
+            if event["event"] in self.MARKS and is_true(event):
+                kept, end = len(seen), at
+        self.events = seen[:kept]  # those of earlier processes
+        if end < len(content):
+            os.truncate(path, end)
+
+    def add(self, event, **values):
+        """Write a line; a mark's also reaches the disk before this returns."""
+        with open(self.path, "a") as file:
+            file.write(json.dumps({"event": event, **values}) + "\n")
+            if event in self.MARKS:
+                flush(file)
