@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 import figures
+import watch
 from filters import GLOBAL, above, select
 from pairs import Pairs
 from parallel import by_first
@@ -45,6 +46,7 @@ class Report:
     def add(self, row, policy, show=False):
         """A row and its policy; show: print the examples too, and not only to samples.txt."""
         self.rows.append(row)
+        watch.measured(self.rows, self.run)
         if len(self.rows) == 1:
             print("\n" + self.head())
         print(self.line(row), flush=True)

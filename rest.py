@@ -24,7 +24,8 @@ import numpy as np
 import torch
 
 import losses
-from filters import FILTERS, GLOBAL, HIGHEST, THRESHOLDS, select
+import watch
+from filters import FILTERS, HIGHEST, THRESHOLDS, select
 from model import EOS, PAD, sample, shift_right, token_logprobs
 from pairs import PART, Pairs
 from parallel import gather, share, sum_up
@@ -475,12 +476,9 @@ def scores(pool, task, settings):
 
 def look_at(D_g, samples, settings, g, run):
     """A line about a new D_g, and a warning where one is due."""
-    run.log("grow", grow=g, **describe(D_g, samples, run.seconds(f"grow-{g}")))
-    tau = select(D_g, settings, 1)[1]
-    if settings.filter in GLOBAL and tau <= D_g.reward.mean():
-        # τ_1 > V(π) = E_{D_g}[R] is what makes the next policy's V rise
-        run.warn(f"the first threshold {tau:.3f} is not above the mean reward "
-                 f"{D_g.reward.mean():.3f} of D_g")
+    seen = describe(D_g, samples, run.seconds(f"grow-{g}"))
+    run.log("grow", grow=g, **seen)
+    watch.grown(D_g, seen, settings, run)
 
 
 def some_sources(task, settings, g):
@@ -503,13 +501,12 @@ def improve_step(policy, D_g, kept, task, settings, frozen, run, row):
     on_eval = (lambda: mean_reward(new, task, settings)) if settings.stop == "best" else None
 
     def make():
+        watch.filtered(D_g, kept, row, settings, run)
         fitted = {"updates": 0, "units": 0, "seconds": 0.0}
         if kept.any():
             fitted = improve(new, D_g, task.sources, settings, hp, seed_of(settings.seed, g, i),
                              row["loss"], frozen, kept, evaluate=on_eval, log=run.logger(name),
                              checkpoint=run.checkpoint, title=f"Improve {g},{i}")
-        else:
-            run.warn(f"{name}: the filter kept nothing, so it is skipped")
         done = row | {"updates": fitted["updates"], "tokens_trained": fitted["units"],
                       "train_seconds": fitted["seconds"]}
         done |= evaluate(new, frozen.bc, task, settings)

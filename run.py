@@ -181,7 +181,7 @@ class Run:
             self.journal = Journal(self.folder / "metrics.jsonl", self.is_true)
         events = self.journal.events if self.journal else []
         self.times = {e["step"]: e["seconds"] for e in events if e["event"] in Journal.MARKS}
-        self.warned = {e["text"] for e in events if e["event"] == "warning"}
+        self.warned = {e["kind"] or e["text"] for e in events if e["event"] == "warning"}
         self.begin, self.done = time.monotonic(), set()
         self.before = sum(self.times.values())  # seconds spent by earlier processes
         if changed:
@@ -305,15 +305,22 @@ class Run:
                        "tokens/s".format(100 * values["reward_samples"], "" if of_data is None
                                          else f", {100 * of_data:.1f} of D", **values))
 
-    def warn(self, text):
-        """Say and log it, once in a run."""
-        if text not in self.warned and first():
-            self.warned.add(text)
-            self.log("warning", text=text)
+    def warn(self, text, kind=None):
+        """Say and log it: each text once in a run, or each kind, where there is one."""
+        if (kind or text) not in self.warned and first():
+            self.warned.add(kind or text)
+            self.log("warning", text=text, kind=kind)
             tqdm.write("warning: " + text)
 
     def logger(self, step):
-        return lambda event: self.log("train", step=step, **event)
+        """-> log(event) for `fit`."""
+        def log(event):
+            self.log("train", step=step, **event)
+            if "not_finite" in event:
+                tqdm.write(f"warning: {step}: update {event['update']} is left out, as its loss or "
+                           "its gradient is not finite")
+
+        return log
 
     def elapsed(self):
         """Seconds of the whole run, the finished steps of interrupted processes included."""

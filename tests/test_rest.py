@@ -108,7 +108,7 @@ class FakeRun:
     def log(self, event, **values):
         self.events.append({"event": event, **values})
 
-    def warn(self, text):
+    def warn(self, text, kind=None):
         self.log("warning", text=text)
 
     def seconds_at_work(self):

@@ -388,7 +388,7 @@ def test_warnings_are_shown_and_logged(capsys):
     run.warn("too short")
     run.logger("bc")({"update": 3})
     assert "".join(capsys.readouterr()).count("warning: too short") == 1
-    assert events(run.folder) == [{"event": "warning", "text": "too short"},
+    assert events(run.folder) == [{"event": "warning", "text": "too short", "kind": None},
                                   {"event": "train", "step": "bc", "update": 3}]
 
 
