@@ -5,7 +5,6 @@
     python report.py runs/toy-1 runs/toy-2 runs/toy-3            # mean and range over seeds
 """
 
-import json
 import sys
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from pairs import Pairs
 from parallel import by_first
 from rest import mean
 from run import guarded
-from storage import UserError, write
+from storage import UserError, read_json, write
 
 # key of a row -> title, width, and how its value is written; rewards are shown times 100
 COLUMNS = {
@@ -167,7 +166,7 @@ def over_runs(folders):
     """
     if not folders:
         raise UserError("give the folders of finished runs")
-    runs = [json.loads((Path(folder) / "results.json").read_text()) for folder in folders]
+    runs = [read_json(Path(folder) / "results.json") for folder in folders]
     columns = {"toy": ["reward", "greedy_reward", "oracle", "greedy_oracle"],
                "mt": ["reward", "sampled_chrf", "bleu", "beam_bleu", "chrf", "val_reward",
                       "val_bleu"]}

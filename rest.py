@@ -32,7 +32,7 @@ from parallel import gather, share, sum_up
 from reward import ValueModel, check_rewards, train_value
 from run import check_settings, setting, valid
 from storage import UserError, load_weights
-from train import Training, by_length, fit, pad, seed_of
+from train import Training, by_length, compiled, fit, pad, seed_of
 
 
 @dataclass
@@ -270,7 +270,7 @@ def improve(policy, pairs, sources, settings, hp, seed, loss="bc", frozen=Frozen
     """
     kept = np.arange(len(pairs)) if kept is None else np.flatnonzero(kept)
     device = policy.embedding.weight.device
-    forward = torch.compile(policy, dynamic=True) if settings.compile else policy
+    forward = compiled(policy) if settings.compile else policy
     log_eta = torch.zeros((), device=device, requires_grad=True)  # V-MPO's temperature, its log
     frozen_copy = FrozenCopy(policy, settings.gold_sync) if loss == "gold" else None
 

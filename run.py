@@ -34,7 +34,7 @@ from tqdm import tqdm
 import parallel
 from pairs import Pairs, size_of
 from parallel import by_first, first
-from storage import FORMAT, Checkpoint, Journal, UserError, load, locked, save, write
+from storage import FORMAT, Checkpoint, Journal, UserError, load, locked, read_json, save, write
 
 
 class Stopped(Exception):
@@ -194,7 +194,7 @@ class Run:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.lock = locked(self.folder)
         found = {path.name for path in self.folder.iterdir()}
-        others = found - {"config.json.tmp", "steps", "tokenizer.json"}  # those may come from a run
+        others = found - {"config.json.tmp", "steps", "tokenizer.json"}  # a run's, or part of one
         if others and "config.json" not in found:
             raise UserError(f"{self.folder} holds something else than a run: {min(others)}")
 
@@ -206,13 +206,13 @@ class Run:
         changed = []
         if by_first(config.exists):
             old = read_json(config)
-            changed = [f"{name} {value}, now {now[name]}"
-                       for name, value in old["environment"].items() if value != now[name]]
-            compare(self.folder, {"program": old["program"], "format": old.get("format")},
-                    {"program": program, "format": FORMAT})
+            known = {"program": old.get("program"), "format": old.get("format")}
+            compare(self.folder, known, {"program": program, "format": FORMAT})
             if settings.show:  # then the run's own settings need not be said again
                 restore(settings, old["settings"])
             compare(self.folder, compared(old["settings"]), compared(settings))
+            changed = [f"{name} {value}, now {now[name]}"
+                       for name, value in old["environment"].items() if value != now[name]]
         elif settings.show:
             raise UserError(f"{self.folder} holds no run: nothing to show")
         else:
@@ -419,13 +419,6 @@ def compare(folder, saved, now):
 def unfinished(folder):
     """Where the parts of Pairs lie until all are there."""
     return folder.with_name(folder.name + ".unfinished")
-
-
-def read_json(path):
-    try:
-        return json.loads(path.read_text())
-    except ValueError as error:
-        raise UserError(f"{path}: damaged ({error})") from None
 
 
 def choose_device(name):

@@ -100,6 +100,16 @@ def load(path, device="cpu"):
     return content
 
 
+def read_json(path):
+    """What a JSON file holds. UserError if it is missing or damaged."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing") from None
+    except ValueError as error:  # not JSON, or not even text
+        raise UserError(f"{path}: damaged ({error})") from None
+
+
 def load_weights(model, weights):
     """Into the model, in place. UserError if they are of a model of another size."""
     own = {name: tuple(x.shape) for name, x in model.state_dict().items()}

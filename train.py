@@ -8,6 +8,7 @@ Left out: mixed-precision loss scaling (bfloat16 needs none), gradient checkpoin
 """
 
 import copy
+import functools
 import time
 from dataclasses import dataclass
 
@@ -69,6 +70,23 @@ def seed_of(*numbers):
 
 
 # ------------------------------------------------------------------------------------ optimiser
+
+
+def compiled(model):
+    """torch.compile of its forward pass, or the model as it is where there is no compiler."""
+    device = next(model.parameters()).device
+    return torch.compile(model, dynamic=True) if can_compile(device.type) else model
+
+
+@functools.cache
+def can_compile(device):
+    """Try it on next to nothing; one printed line if it fails."""
+    try:
+        torch.compile(torch.neg)(torch.zeros(2, device=device))
+    except Exception as error:  # the back ends raise what they like
+        tqdm.write(f"nothing is compiled: {(str(error).strip().splitlines() or [''])[0]}")
+        return False
+    return True
 
 
 @dataclass

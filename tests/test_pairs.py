@@ -11,7 +11,7 @@ import pytest
 
 from model import EOS
 from pairs import DTYPES, PART, Pairs, flat_file, size_of
-from storage import write
+from storage import UserError, write
 
 
 def some_pairs():
@@ -396,5 +396,5 @@ def test_a_batch_is_selected_without_looking_at_all_pairs(tmp_path):
 
 
 def test_a_folder_that_is_not_there(tmp_path):
-    with pytest.raises(OSError):
+    with pytest.raises(UserError, match="size.json is missing"):
         Pairs.load(tmp_path / "nowhere")

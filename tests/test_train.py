@@ -13,7 +13,7 @@ import train
 from model import EOS, PAD, Config, Dropout, Transformer, shift_right
 from pairs import Pairs
 from storage import Checkpoint
-from train import Training, batches, by_length, fit, pad
+from train import Training, batches, by_length, compiled, fit, pad
 
 
 # -------------------------------------------------------------------------------------- batches
@@ -436,3 +436,37 @@ def test_checkpoints_are_rare(tmp_path):
         fit(net, squares(net, fail_at=8), LENGTHS, np.ones(N), HP, 5,
             checkpoint=Checkpoint(path))
     assert not path.exists() and Checkpoint.EVERY >= 10
+
+
+# -------------------------------------------------------------------------------------- compiling
+
+
+def test_without_a_compiler_one_line_says_so(capsys):
+    train.can_compile.cache_clear()
+    torch._dynamo.reset()
+    nowhere = {"cpp.cxx": ("no-such-compiler",), "force_disable_caches": True}
+    with torch._inductor.config.patch(nowhere):
+        assert compiled(net := Net()) is net and compiled(net) is net
+    said = "".join(capsys.readouterr())
+    assert said.count("nothing is compiled: ") == 1 and len(said.splitlines()) == 1
+    train.can_compile.cache_clear()
+
+
+@pytest.mark.slow
+def test_a_compiled_policy_is_the_same_function():
+    """And so are its gradients, for batches of several shapes."""
+    if not train.can_compile("cpu"):
+        pytest.skip("there is no compiler")
+    torch.manual_seed(0)
+    policy = Transformer(Config(30, 16, 2, 1, 1, 32, 0.0, 20))
+    fast = compiled(policy)
+    for B, S, T in ((2, 5, 7), (3, 9, 4), (5, 6, 6)):
+        src, tgt = torch.randint(3, 30, (B, S)), torch.randint(3, 30, (B, T))
+        found = []
+        for forward in (policy, fast):
+            policy.zero_grad()
+            logits = forward(src, tgt)
+            logits.logsumexp(-1).sum().backward()
+            found.append((logits.detach(), policy.embedding.weight.grad.clone()))
+        for a, b in zip(*found):
+            torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
