@@ -156,7 +156,7 @@ class Tokenizer:
         """
         merges = [token.decode("latin-1") for token in sorted(self.ranks, key=self.ranks.get)[256:]]
         record = {"format": "rest-bpe-1", "split": SPLIT, "merges": merges}
-        _write_whole(Path(path), json.dumps(record, indent=0).encode())
+        write(path, lambda file: file.write(json.dumps(record, indent=0).encode()))
 
     @classmethod
     def load(cls, path):
@@ -211,15 +211,6 @@ def _read_bytes(path):
             reason = f"{found}: cannot be read ({error.strerror}); give a file that you may read"
         raise UserError(reason)
     raise UserError(f"{path}: no such file, nor with .gz added; check the folder and the name")
-
-
-def _write_whole(path, data):
-    """Bytes to `path`, which is whole or as it was; a full disk is the reader's to mend."""
-    try:
-        write(path, lambda file: file.write(data))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror}); check the folder, "
-                        "its permissions and the free space") from None
 
 
 @dataclass
@@ -334,7 +325,8 @@ def download_multi30k(cache, base_url=MULTI30K_URL):
         print(MULTI30K_LICENCE)
     for name in wanted:
         url = f"{base_url}/{name.replace('test', 'test_2016_flickr')}"
-        _write_whole(folder / name, _fetch(url, *MULTI30K_FILES[name]))
+        data = _fetch(url, *MULTI30K_FILES[name])
+        write(folder / name, lambda file: file.write(data))
     return folder
 
 

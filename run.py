@@ -33,7 +33,7 @@ from tqdm import tqdm
 
 import parallel
 from pairs import Pairs, size_of
-from parallel import by_first, first
+from parallel import by_first, first, world
 from storage import FORMAT, Checkpoint, Journal, UserError, load, locked, read_json, save, write
 
 
@@ -333,7 +333,8 @@ class Run:
 
     def how_to_go_on(self):
         """Said when a run is stopped from outside."""
-        command = [Path(sys.executable).name, *sys.argv]
+        command = ([Path(sys.executable).name] if world() == 1 else
+                   ["torchrun", f"--nproc_per_node={world()}"]) + sys.argv
         command += [] if "--resume" in command else ["--resume"]
         if not any(word.split("=")[0] == "--out" for word in command):
             command += ["--out", str(self.folder)]

@@ -13,6 +13,7 @@ flushed, and renamed; and the journal is cut back to the last thing that was rea
 Left out: keeping more than the last checkpoint, and file systems without rename or flock.
 """
 
+import contextlib
 import json
 import os
 import pickle
@@ -42,7 +43,7 @@ class UserError(Exception):
 def write(path, put):
     """Call put(file) on a file beside `path`, then rename: `path` is whole, or as it was.
 
-    Of several processes only the first does so. Raises OSError where there is no room.
+    Of several processes only the first does so. UserError if it cannot be done.
     """
     if not first():
         return
@@ -54,10 +55,13 @@ def write(path, put):
             flush(file)
         os.replace(beside, path)
         flush_folder(path.parent)
-    except RuntimeError as error:  # what torch.save makes of a full disk
-        raise OSError(f"{path} cannot be written: {error.__context__ or error}") from None
+    except (OSError, RuntimeError) as error:
+        error = error.__context__ or error  # torch.save makes a RuntimeError of a full disk
+        raise UserError(f"{path}: cannot be written ({getattr(error, 'strerror', error)}); check "
+                        "the folder, its permissions and the free space") from None
     finally:
-        beside.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            beside.unlink(missing_ok=True)
 
 
 def flush(file):

@@ -471,7 +471,7 @@ def test_a_full_disk_keeps_the_previous_file(monkeypatch, fill):
     run = opened(out="mine")
     run.save_json("results.json", {"rows": [1]})
     fill(monkeypatch)
-    with pytest.raises(OSError):
+    with pytest.raises(UserError, match="results.json: cannot be written"):
         run.save_json("results.json", {"rows": list(range(1000))})
     assert json.loads((run.folder / "results.json").read_text()) == {"rows": [1]}
 
