@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from parallel import first
-from storage import UserError, flush, write
+from storage import UserError, fits, flush, write
 
 PART = 2**18  # pairs of a part: tens of megabytes, and minutes of Grow
 
@@ -118,7 +118,7 @@ class Pairs:
     @staticmethod
     def load(folder):
         """All parts in `folder` as one, mapped from disk: read-only, and read when looked at."""
-        size = json.loads((Path(folder) / "size.json").read_text())
+        size = read_size(Path(folder) / "size.json")
         return Pairs(**{name: mapped(flat_file(folder, name), dtype, numbers_in(name, size))
                         for name, dtype in DTYPES.items()})
 
@@ -131,7 +131,17 @@ DTYPES = {name: np.dtype(kind) for name, kind in dict(
 def size_of(folder):
     """How many parts, pairs and tokens lie in a folder; none, if there is no such folder."""
     file = Path(folder) / "size.json"
-    return json.loads(file.read_text()) if file.exists() else {"parts": 0, "pairs": 0, "tokens": 0}
+    return read_size(file) if file.exists() else {"parts": 0, "pairs": 0, "tokens": 0}
+
+
+def read_size(file):
+    try:
+        size = json.loads(file.read_text())
+        if fits(size, dict.fromkeys(("parts", "pairs", "tokens"), int)) and min(size.values()) >= 0:
+            return size
+    except (ValueError, TypeError, RecursionError):
+        pass
+    raise UserError(f"{file}: damaged, it should hold the numbers of parts, pairs and tokens")
 
 
 def flat_file(folder, name):
@@ -149,5 +159,5 @@ def mapped(file, dtype, n):
     """n numbers of a flat file as a read-only array; nothing is read before it is looked at."""
     try:
         return np.asarray(np.memmap(file, dtype, "r", shape=n)) if n else np.zeros(0, dtype)
-    except (OSError, ValueError):
+    except (OSError, ValueError, OverflowError):
         raise UserError(f"{file}: damaged, it should hold {n} numbers") from None
