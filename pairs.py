@@ -118,7 +118,7 @@ class Pairs:
     @staticmethod
     def load(folder):
         """All parts in `folder` as one, mapped from disk: read-only, and read when looked at."""
-        size = read_json(Path(folder) / "size.json")
+        size = read_size(Path(folder) / "size.json")
         return Pairs(**{name: mapped(flat_file(folder, name), dtype, numbers_in(name, size))
                         for name, dtype in DTYPES.items()})
 
@@ -131,7 +131,14 @@ DTYPES = {name: np.dtype(kind) for name, kind in dict(
 def size_of(folder):
     """How many parts, pairs and tokens lie in a folder; none, if there is no such folder."""
     file = Path(folder) / "size.json"
-    return read_json(file) if file.exists() else {"parts": 0, "pairs": 0, "tokens": 0}
+    return read_size(file) if file.exists() else {"parts": 0, "pairs": 0, "tokens": 0}
+
+
+def read_size(file):
+    size = read_json(file, parts=int, pairs=int, tokens=int)
+    if min(size.values()) < 0:
+        raise UserError(f"{file}: damaged (a size below 0)")
+    return size
 
 
 def flat_file(folder, name):
@@ -149,5 +156,5 @@ def mapped(file, dtype, n):
     """n numbers of a flat file as a read-only array; nothing is read before it is looked at."""
     try:
         return np.asarray(np.memmap(file, dtype, "r", shape=n)) if n else np.zeros(0, dtype)
-    except (OSError, ValueError):
+    except (OSError, ValueError, OverflowError):
         raise UserError(f"{file}: damaged, it should hold {n} numbers") from None

@@ -95,7 +95,7 @@ class Settings:
     precision: str = setting("float32", "of training and sampling",
                              choices=("float32", "bfloat16"))
     compile: bool = setting(False, "torch.compile the training step of the policy")
-    seed: int = setting(0, "of everything that is random", low=0)
+    seed: int = setting(0, "of everything that is random", low=0, high=2**63 - 1)
 
     def __post_init__(self):
         check_settings(self)

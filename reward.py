@@ -158,7 +158,8 @@ def judge(score, sources, rated):
     """Measures of a reward on held-out sources: correlations in [-1, 1], shares in [0, 1].
 
     score(sources, outputs) -> (n,); rated: Pairs of held-out sources with their true ratings. The
-    pairs within a source are what filtering needs. Takes memory in n².
+    pairs within a source are what filtering needs. A measure that is not defined, where all scores
+    are equal, is left out. Takes memory in n².
     """
     given = score([sources[i] for i in rated.source], rated.targets())
     true = rated.reward
@@ -166,10 +167,10 @@ def judge(score, sources, rated):
     above = true[:, None] > true
     ordered = np.sign(given[:, None] - given)
     measures = {
-        "pearson": float(np.corrcoef(given, true)[0, 1]),
-        "spearman": float(np.corrcoef(ranks(given), ranks(true))[0, 1]),
+        "pearson": pearson(given, true),
+        "spearman": pearson(ranks(given), ranks(true)),
         "kendall": kendall(given, true),
-    }
+    } if np.ptp(given) > 0 and np.ptp(true) > 0 else {}
     if (same & above).any():  # a tie counts half
         measures["pairs within a source"] = float((ordered[same & above] + 1).mean() / 2)
     return measures
@@ -186,6 +187,10 @@ def ranks(x):
     _, inverse, counts = np.unique(x, return_inverse=True, return_counts=True)
     last = np.cumsum(counts) - 1
     return (last - (counts - 1) / 2)[inverse]
+
+
+def pearson(x, y):
+    return float(np.corrcoef(x, y)[0, 1])
 
 
 def kendall(x, y):
@@ -221,7 +226,11 @@ def table(judged, tests):
 
 def check_rewards(rewards, n):
     """What a reward function answered for n outputs, as float32 (n,); ValueError if unfit."""
-    rewards = np.asarray(rewards, np.float32)
+    try:
+        with np.errstate(over="ignore"):  # what does not fit becomes infinite, and is refused
+            rewards = np.asarray(rewards, np.float32)
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise ValueError(f"the reward is not an array of numbers ({error})") from None
     if rewards.shape != (n,):
         raise ValueError(f"the reward gave shape {rewards.shape} for {n} outputs")
     bad = ~np.isfinite(rewards) | (rewards < 0) | (rewards > 1)

@@ -19,6 +19,7 @@ import argparse
 import ctypes
 import dataclasses
 import json
+import math
 import platform
 import shlex
 import signal
@@ -54,18 +55,34 @@ def setting(default, text, choices=None, low=None, high=None):
                                                         "low": low, "high": high})
 
 
+LARGEST = 2**31 - 1  # of whole numbers that have no other bound: what they count is an int32
+
+
 def check_settings(settings):
     """UserError for the first value, or part of a tuple, outside of its field's bounds or set."""
     for field in dataclasses.fields(settings):
         low, high, choices = (field.metadata.get(k) for k in ("low", "high", "choices"))
-        given = getattr(settings, field.name)
+        given, (kind, _) = getattr(settings, field.name), plain_type(field.type)
         if choices and given not in choices:
             raise UserError(f"--{field.name.replace('_', '-')} {given}: must be one of "
                             + ", ".join(choices))
         for value in given if isinstance(given, tuple) else (given,):
-            if low is not None and not value >= low or high is not None and not value <= high:
-                raise UserError(f"--{field.name.replace('_', '-')} {value}: must be at least {low}"
-                                + (f" and at most {high}" if high is not None else ""))
+            if wrong := what_is_wrong(value, kind, low, high):
+                raise UserError(f"--{field.name.replace('_', '-')} {value}: must be {wrong}")
+
+
+def what_is_wrong(value, kind, low, high):
+    """What a value of this kind must be, if it is not; else None."""
+    if not isinstance(value, (int, float) if kind is float else kind):
+        return f"of type {kind.__name__}"
+    if kind is float and not math.isfinite(value):
+        return "a finite number"
+    if low is not None and value < low:
+        return f"at least {low}" + (f" and at most {high}" if high is not None else "")
+    high = LARGEST if high is None and kind is int else high
+    if high is not None and value > high:
+        return f"at most {high}"
+    return None
 
 
 @dataclasses.dataclass
@@ -82,14 +99,21 @@ class RunSettings:
     debug: bool = setting(False, "show where in the program an error came up")
 
 
+class Parser(argparse.ArgumentParser):
+    """A command line whose faults are one line, without the list of all flags before it."""
+
+    def error(self, message):
+        self.exit(2, f"error: {' '.join(message.split())}; --help lists all flags\n")
+
+
 def parse(cls, argv=None, description="", **named):
     """An instance of the dataclass `cls` from the command line; an unknown flag is an error.
 
     named: tables of named sets of defaults, {name: {setting: value}}, each chosen by the flag that
     the table is passed as; the first of a table is its default, and later tables win.
     """
-    parser = argparse.ArgumentParser(description=description, allow_abbrev=False,
-                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = Parser(description=description, allow_abbrev=False,
+                    formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     for flag, table in named.items():
         parser.add_argument("--" + flag, choices=list(table), default=next(iter(table)),
                             help=f"named set of defaults: {flag}")
@@ -124,11 +148,14 @@ def guarded(main):
         signal.signal(signal.SIGTERM, terminate)
         parallel.start()
         main()
-    except (UserError, OSError) as error:
-        if "--debug" in sys.argv:
+    except (UserError, OSError, MemoryError, RuntimeError) as error:
+        if "--debug" in sys.argv or isinstance(error, RuntimeError) and not of_memory(error):
             raise
         if first() or not getattr(error, "told_by_first", False):
-            print(f"error: {error}", file=sys.stderr)
+            lines = str(error).splitlines()
+            text = (f"not enough memory for these settings{': '.join(['', *lines[:1]])}"
+                    if of_memory(error) else " ".join(lines))
+            print(f"error: {text}", file=sys.stderr)
         sys.exit(2)
     except Stopped as stop:
         print(stop)
@@ -136,6 +163,13 @@ def guarded(main):
         if first():
             print(f"\nstopped{Run.latest.how_to_go_on() if Run.latest else ''}", file=sys.stderr)
         sys.exit(128 + (signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT))
+
+
+def of_memory(error):
+    """Whether there was no room for an array; PyTorch has no exception of its own for a CPU's."""
+    said = ("can't allocate memory", "not enough memory", "Storage size calculation overflowed")
+    return (isinstance(error, (MemoryError, torch.OutOfMemoryError))
+            or isinstance(error, RuntimeError) and any(text in str(error) for text in said))
 
 
 def terminate(number, frame):
@@ -195,7 +229,10 @@ class Run:
         self.lock = locked(self.folder)
         found = {path.name for path in self.folder.iterdir()}
         others = found - {"config.json.tmp", "steps", "tokenizer.json"}  # a run's, or part of one
-        if others and "config.json" not in found:
+        if "config.json" in found:
+            for path in self.folder.rglob("*.tmp"):  # of a save in which a process was killed
+                path.unlink()
+        elif others:
             raise UserError(f"{self.folder} holds something else than a run: {min(others)}")
 
     def check_config(self, settings, program):
@@ -205,14 +242,14 @@ class Run:
                "numpy": np.__version__, "threads": torch.get_num_threads()}
         changed = []
         if by_first(config.exists):
-            old = read_json(config)
-            known = {"program": old.get("program"), "format": old.get("format")}
+            old = read_json(config, program=str, settings=dict, environment=dict)
+            known = {"program": old["program"], "format": old.get("format")}
             compare(self.folder, known, {"program": program, "format": FORMAT})
             if settings.show:  # then the run's own settings need not be said again
                 restore(settings, old["settings"])
             compare(self.folder, compared(old["settings"]), compared(settings))
-            changed = [f"{name} {value}, now {now[name]}"
-                       for name, value in old["environment"].items() if value != now[name]]
+            changed = [f"{name} {value}, now {now.get(name)}"
+                       for name, value in old["environment"].items() if value != now.get(name)]
         elif settings.show:
             raise UserError(f"{self.folder} holds no run: nothing to show")
         else:
@@ -398,6 +435,7 @@ def restore(settings, saved):
     for name, value in saved.items():
         if name not in NOT_COMPARED:
             setattr(settings, name, tuple(value) if isinstance(value, list) else value)
+    check_settings(settings)
 
 
 def compared(settings):
@@ -423,10 +461,16 @@ def unfinished(folder):
 
 
 def choose_device(name):
-    if name and name != "cpu" and not torch.cuda.is_available():
-        raise UserError(f"--device {name}, but this PyTorch sees no CUDA device")
-    device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except RuntimeError:
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise UserError(f"--device {name}: must be cpu or cuda")
     if device.type == "cuda":
+        if (device.index or 0) >= torch.cuda.device_count():
+            raise UserError(f"--device {name}, but this PyTorch sees "
+                            f"{torch.cuda.device_count() or 'no'} CUDA device")
         torch.cuda.set_device(parallel.rank() % torch.cuda.device_count())
     return device
 

@@ -16,8 +16,8 @@ Left out: keeping more than the last checkpoint, and file systems without rename
 import contextlib
 import json
 import os
-import pickle
 import time
+import warnings
 import weakref
 from pathlib import Path
 
@@ -91,27 +91,42 @@ def load(path, device="cpu"):
     torch's weights_only makes of a file nothing but tensors and plain values, whatever is in it.
     """
     try:
-        whole = torch.load(path, weights_only=True, map_location=device)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # an error says it all
+            whole = torch.load(path, weights_only=True, map_location=device)
         saved, content = whole["format"], whole["content"]
     except FileNotFoundError:
         raise UserError(f"{path} is missing") from None
-    except (RuntimeError, LookupError, TypeError, ValueError, AttributeError, EOFError,
-            pickle.UnpicklingError) as error:
+    except OSError:
+        raise
+    except Exception as error:  # there is no end to what torch.load raises for a damaged file
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"{path}: damaged, or not of this program ({reason})") from None
-    if saved != FORMAT:
+    if not isinstance(saved, int) or saved != FORMAT:
         raise UserError(f"{path} has format {saved} of this program's files, and not {FORMAT}")
     return content
 
 
-def read_json(path):
-    """What a JSON file holds. UserError if it is missing or damaged."""
+def fits(record, kinds):
+    """Whether a record is a dict in which values of these kinds, {name: type}, are to be found."""
+    return isinstance(record, dict) and all(isinstance(record.get(name, ...), kind)
+                                            for name, kind in kinds.items())
+
+
+def read_json(path, **kinds):
+    """The dict that a JSON file holds. UserError if it is missing or damaged.
+
+    kinds: of what type its values must be; there may be others.
+    """
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        record = json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path} is missing") from None
-    except ValueError as error:  # not JSON, or not even text
+    except (ValueError, RecursionError) as error:  # not JSON, or not even text
         raise UserError(f"{path}: damaged ({error})") from None
+    if not fits(record, kinds):
+        raise UserError(f"{path}: damaged (it should hold {', '.join(kinds)})")
+    return record
 
 
 def load_weights(model, weights):
@@ -207,14 +222,18 @@ class Journal:
     """
 
     MARKS = ("step", "part", "checkpoint")
+    READ = {"step": {"step": str, "seconds": (int, float)},  # what is read again of some events
+            "part": {"step": str, "seconds": (int, float), "part": int},
+            "checkpoint": {"step": str, "seconds": (int, float), "number": int},
+            "warning": {"text": str, "kind": (str, type(None))}}
 
     def __init__(self, path, is_true):
         self.path, content = path, path.read_bytes() if path.exists() else b""
         seen, kept, at, end = [], 0, 0, 0
         for line in content.split(b"\n")[:-1]:
             try:
-                event = json.loads(line)
-            except ValueError:  # torn by a loss of power
+                event = self.parsed(line)
+            except (ValueError, RecursionError):  # torn by a loss of power
                 break
             seen.append(event)
             at += len(line) + 1
@@ -223,6 +242,13 @@ class Journal:
         self.events = seen[:kept]  # those of earlier processes
         if end < len(content):
             os.truncate(path, end)
+
+    def parsed(self, line):
+        """The event that a line holds; ValueError if it holds none."""
+        event = json.loads(line)
+        if not fits(event, {"event": str}) or not fits(event, self.READ.get(event["event"], {})):
+            raise ValueError("not an event")
+        return event
 
     def add(self, event, **values):
         """Write a line; a mark's also reaches the disk before this returns."""

@@ -15,7 +15,6 @@ replaces it by your own.
 Left out: back-translation, ensembling, sub-word regularisation, tagging of languages.
 """
 
-import argparse
 import copy
 import importlib
 import sys
@@ -37,7 +36,8 @@ from online import online
 from pairs import Pairs
 from parallel import by_first, gather, share
 from report import Report, best_of_n_table, finish, label, look, verdict
-from run import Run, RunSettings, choose_device, guarded, parse, setting, valid
+from run import (Parser, Run, RunSettings, choose_device, guarded, parse, setting, valid,
+                 what_is_wrong)
 from storage import UserError, load_weights
 from train import by_length, pad
 
@@ -260,6 +260,9 @@ def human_ratings(texts, settings, run):
                  f"{texts.max_len} tokens or more and are dropped")
     given, targets, scores = zip(*short)
     lines = list(dict.fromkeys(given))
+    if len(lines) < 2:
+        raise UserError(f"{settings.ratings}: all ratings are of one source; the reward model "
+                        "learns from some sources and is judged by others")
     place = {line: i for i, line in enumerate(lines)}
     return texts.ids(lines), Pairs.of([place[x] for x in given], texts.ids(targets), reward=scores)
 
@@ -351,11 +354,24 @@ def own_reward(name, texts):
         own = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError, ValueError) as error:
         raise UserError(f"--reward {name}: {error}; it is module:function") from None
+    except Exception as error:  # of the user's module, at its import
+        raise failed(name, error) from error
     if not callable(own):
         raise UserError(f"--reward {name}: not a function; it is module:function")
 
-    return lambda sources, outputs: by_first(
-        lambda: own(texts.lines(sources), texts.lines(outputs)))
+    def checked(sources, outputs):
+        try:
+            return rm.check_rewards(own(texts.lines(sources), texts.lines(outputs)), len(outputs))
+        except Exception as error:  # the user's function may raise anything
+            raise failed(name, error) from error
+
+    return lambda sources, outputs: by_first(lambda: checked(sources, outputs))
+
+
+def failed(name, error):
+    """UserError for what the user's own code has raised; --debug shows where."""
+    text = " ".join(str(error).split())
+    return UserError(f"--reward {name}: {type(error).__name__}: {text}; --debug shows where")
 
 
 def metrics(texts, task, settings):
@@ -396,7 +412,8 @@ def train(argv):
     settings = parse(Settings, argv, __doc__.split("\n")[0], preset=PRESETS,
                      method=METHODS)
     sacrebleu()
-    run, device = Run(settings, "mt"), choose_device(settings.device)
+    device = choose_device(settings.device)
+    run = Run(settings, "mt")
     texts = Texts(settings, run)
     sources, targets = texts.ids(texts["train"].sources), texts.ids(texts["train"].targets)
     if settings.show:
@@ -406,7 +423,9 @@ def train(argv):
                      settings.max_len)
     print(f"{run.folder}: ReST {settings.src}-{settings.tgt}, {len(sources)} training pairs, "
           f"vocabulary {texts.tokenizer.vocab_size}, seed {settings.seed}, on {device}", flush=True)
-    own = own_reward(settings.reward, texts) if settings.reward else None  # a typo ends it here
+    own = own_reward(settings.reward, texts) if settings.reward else None  # a typo ends it here,
+    if settings.ratings and not own:  # and so does one in a file, before hours of BC
+        human_ratings(texts, settings, run)
     bc = behaviour_cloning(task, texts, settings, run, device)
     model = None if own else train_reward_model(bc, texts, settings, run)
     task.reward = own or partial(model.score, batch_tokens=settings.batch_tokens)
@@ -466,7 +485,7 @@ def print_before_after(policies, task, texts, count=5):
 
 def translate(argv):
     """Standard input to standard output, one line out for each line in."""
-    parser = argparse.ArgumentParser(prog="train_mt.py translate", description=translate.__doc__)
+    parser = Parser(prog="train_mt.py translate", description=translate.__doc__)
     parser.add_argument("--run", required=True, help="folder of a finished run")
     parser.add_argument("--beam", type=int, default=5, help="beam width")
     parser.add_argument("--best-of", type=int, default=0, metavar="N",
@@ -476,18 +495,29 @@ def translate(argv):
     parser.add_argument("--device", default="", help="cpu or cuda")
     parser.add_argument("--seed", type=int, default=0, help="of the samples")
     args = parser.parse_args(argv)
+    for name, low, high in (("beam", 1, None), ("best_of", 0, None), ("seed", 0, 2**63 - 1)):
+        if wrong := what_is_wrong(getattr(args, name), int, low, high):
+            raise UserError(f"--{name.replace('_', '-')} {getattr(args, name)}: must be {wrong}")
     folder, device = Path(args.run), choose_device(args.device)
     policy = load(folder / "policy.pt", Transformer, device)
     texts = Codec(Tokenizer.load(folder / "tokenizer.json"), policy.config.max_len)
+    if texts.tokenizer.vocab_size != policy.config.vocab_size:
+        raise UserError(f"{folder}: tokenizer.json has {texts.tokenizer.vocab_size} entries, "
+                        f"policy.pt {policy.config.vocab_size}: they are of different runs")
+    if args.beam >= policy.config.vocab_size - EOS:
+        raise UserError(f"--beam {args.beam} is wider than the vocabulary")
+    judge = None
+    if args.best_of or args.show_scores:
+        model = load(folder / "reward.pt", rm.RewardModel, device)
+        if model.body.config != policy.config:
+            raise UserError(f"{folder}: reward.pt and policy.pt are of different runs")
+        judge = model.score
     lines = by_first(read_stdin)
     if not lines:
         return
     sources = texts.ids(lines)
     if cut := sum(map(texts.too_long, lines)):
         print(f"warning: {cut} lines were cut at {texts.max_len} tokens", file=sys.stderr)
-    judge = None
-    if args.best_of or args.show_scores:
-        judge = load(folder / "reward.pt", rm.RewardModel, device).score
     if args.best_of:
         drawn = rest.grow(policy, sources, args.best_of, (args.seed,), texts.max_len)
         scores = judge([sources[i] for i in drawn.source], drawn.targets())
@@ -523,9 +553,10 @@ def load(path, cls, device):
     try:
         model = cls(Config(**content["config"])).to(device)
         load_weights(model, content["weights"])
-    except (RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:
+    except (UserError, RuntimeError, LookupError, TypeError, ValueError, AttributeError,
+            ArithmeticError, MemoryError) as error:
         raise UserError(f"{path}: not a {cls.__name__} of this program "
-                        f"({str(error).splitlines()[0]})") from None
+                        f"({(str(error).splitlines() or [type(error).__name__])[0]})") from None
     return model.eval()
 
 

@@ -213,8 +213,8 @@ def prepare(settings, run, device):
 
 def main(argv=None):
     settings = parse(Settings, argv, __doc__.split("\n")[0], method=METHODS)
-    run = Run(settings, "toy")
     device = choose_device(settings.device)
+    run = Run(settings, "toy")
     print(f"{run.folder}: ReST on an invented language, seed {settings.seed}, on {device}")
     if settings.show:
         language = Language(settings.seed)

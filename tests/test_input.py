@@ -1,0 +1,776 @@
+"""Bad input ends with one line that names it, and with nothing lost; odd input simply works."""
+
+import gzip
+import io
+import json
+import os
+import pickle
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+import storage
+import train_mt
+import train_toy
+from data import Tokenizer, UserError, read_lines, read_parallel, read_ratings
+from methods import METHODS
+from model import Config, Transformer
+from pairs import Pairs
+from reward import RewardModel, check_rewards
+from run import Run, choose_device, guarded, parse, plain, plain_type
+from storage import Journal
+from test_train_mt import (ENVIRONMENT, copied, corpus, events, main, no_figures,  # noqa: F401
+                           no_modules_from_here, one_line, results, translated, write_corpus)
+
+BRIEF = ["--bc-updates", "1", "--bc-evaluate-every", "1"]
+QUICK = [*BRIEF, "--no-ppo", "--improve", "1", "--best-of", "1", "--updates", "1"]
+
+
+def snapshot(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def refused(capsys, folder, call):
+    """The one line on standard error of a call that leaves every file of the folder as it was."""
+    before = snapshot(folder)
+    error = one_line(capsys, call)
+    assert snapshot(folder).items() >= before.items()
+    return error
+
+
+def save_model(path, model):
+    config = getattr(model, "config", None) or model.body.config
+    storage.save(path, {"config": vars(config), "weights": model.state_dict()})
+
+
+@pytest.fixture(scope="module")
+def tokenizer(corpus):
+    train = read_parallel(corpus, "train", "xx", "yy")
+    return Tokenizer.train(train.sources + train.targets, 330)
+
+
+@pytest.fixture(scope="module")
+def policy(tokenizer):
+    """What test_train_mt.TINY begins with."""
+    torch.manual_seed(0)
+    return Transformer(Config(tokenizer.vocab_size, 16, 2, 1, 1, 32, 0.2, 24))
+
+
+@pytest.fixture
+def begun(tmp_path, tokenizer, policy):
+    """A folder in which BC is done."""
+    (tmp_path / "run/steps").mkdir(parents=True)
+    tokenizer.save(tmp_path / "run/tokenizer.json")
+    storage.save(tmp_path / "run/steps/bc.pt", {"policy": policy.state_dict()})
+    return tmp_path / "run"
+
+
+@pytest.fixture
+def finished(tmp_path, tokenizer, policy):
+    """What translate needs of a run."""
+    folder = tmp_path / "finished"
+    folder.mkdir()
+    tokenizer.save(folder / "tokenizer.json")
+    save_model(folder / "policy.pt", policy)
+    save_model(folder / "reward.pt", RewardModel.from_policy(policy))
+    return folder
+
+
+# -------------------------------------------------------------------------------- parallel files
+
+
+def a_folder(path):
+    path.unlink()
+    path.mkdir()
+    return "directory"
+
+
+def no_permission(path):
+    if os.geteuid() == 0:
+        pytest.skip("root may read everything")
+    path.chmod(0)
+    return "Permission denied"
+
+
+def cut_off(path):
+    packed = gzip.compress(path.read_bytes())
+    path.unlink()
+    path.with_name(path.name + ".gz").write_bytes(packed[: len(packed) // 2])
+    return ".gz: damaged or not a gzip file"
+
+
+def not_packed(path):
+    path.rename(path.with_name(path.name + ".gz"))
+    return ".gz: damaged or not a gzip file"
+
+
+def other_encoding(path):
+    path.write_bytes(path.read_bytes().decode().encode("utf-16"))
+    return "line 1: not valid UTF-8"
+
+
+def last_line_not_utf8(path):
+    content = path.read_bytes()
+    path.write_bytes(content + b"\xed\xa0\x80\n")  # a lone surrogate
+    return f"line {content.count(10) + 1}: not valid UTF-8"
+
+
+def only_a_mark(path):
+    path.write_bytes(b"\xef\xbb\xbf")
+    return "empty"
+
+
+def one_line_less(path):
+    path.write_bytes(path.read_bytes().split(b"\n", 1)[1])
+    return "lines but"
+
+
+@pytest.mark.parametrize("name", ["train.xx", "val.yy"])
+@pytest.mark.parametrize("spoil", [a_folder, no_permission, cut_off, not_packed, other_encoding,
+                                   last_line_not_utf8, only_a_mark, one_line_less])
+def test_a_spoilt_file_is_named_and_the_run_stays_as_it_was(corpus, begun, tmp_path, capsys,
+                                                            spoil, name):
+    folder = copied(corpus, tmp_path / "spoilt")
+    said = spoil(folder / name)
+    error = refused(capsys, begun, lambda: main(begun, folder))
+    assert name in error and said in error
+
+
+@pytest.mark.parametrize("data", ["a file", "absent", "a\nb"])
+def test_data_that_is_no_folder(begun, tmp_path, capsys, data):
+    (tmp_path / "a file").write_text("text")
+    error = refused(capsys, begun, lambda: main(begun, tmp_path / data))
+    assert data.split()[0] in error
+
+
+ODD = {"NUL": "a\0b", "U+2028": "a\u2028b", "U+2029": "a\u2029b", "U+0085": "a\x85b",
+       "vertical tab": "a\x0bb", "form feed": "a\x0cb", "return": "a\rb",
+       "separators": "\x1c\x1d\x1e", "right to left": "\u202eשלום مرحبا\u202c",
+       "emoji": "👩‍👩‍👧🏽 🇩🇪", "combining": "e\u0301\u0308 \u0301", "mark inside": "a\ufeffb",
+       "unassigned": "\uffff\U0010ffff",
+       "MB": "ta ki " * 170_000, "MB without a space": "ä" * 500_000,
+       "MB of marks": "!?" * 500_000}
+
+
+@pytest.mark.parametrize("text", ODD.values(), ids=ODD)
+def test_odd_text_moves_no_line(tmp_path, tokenizer, text):
+    """And comes back from the tokenizer as it was."""
+    sources = [f"0 {text}", f"{text} 1", "2", f"3{text}3"]
+    targets = [f"{k}" for k in range(4)]
+    for ending, lines, newline in (("xx", sources, "\n"), ("yy", targets, "\r\n")):
+        content = "\ufeff" + newline.join(lines) + newline
+        (tmp_path / f"train.{ending}").write_bytes(content.encode())
+    pairs = read_parallel(tmp_path, "train", "xx", "yy")
+    assert (pairs.sources, pairs.targets) == (sources, targets)
+    assert all(tokenizer.decode(tokenizer.encode(x)) == x for x in sources)
+
+
+def test_a_corpus_of_odd_text_trains(corpus, tmp_path, capsys):
+    """What is too long is dropped, and said; nothing else is."""
+    folder = copied(corpus, tmp_path / "odd")
+    odd = [x for name, x in ODD.items() if name == "MB" or len(x) < 99]  # MBs of one word: slow
+    for path in folder.iterdir():
+        lines = path.read_text(encoding="utf-8").split("\n")[:-1]
+        lines[: len(odd)] = odd if path.suffix == ".xx" else [x[:99] for x in odd]
+        path.write_bytes(b"\xef\xbb\xbf" + "\r\n".join(lines).encode())
+    guarded(lambda: main(tmp_path / "run", folder, *BRIEF, "--max-len", "48", "--stop-after", "bc"))
+    assert "238 training pairs" in capsys.readouterr().out
+    assert (tmp_path / "run/steps/bc.pt").exists()
+    assert {e["text"] for e in events(tmp_path / "run") if e["event"] == "warning"} == {
+        *(f"{split}: 1 pairs with a blank side are dropped" for split in ("train", "val", "test")),
+        *(f"{split}: 1 sources cut at 48 tokens" for split in ("val", "test")),
+        "train: 1 pairs of 48 tokens or more dropped"}
+
+
+# --------------------------------------------------------------------------------------- ratings
+
+HEADER = "source\ttarget\tscore"
+GOOD = ["ta ki\tOne two\t1", "rul\tDogs\t2"]
+
+
+@pytest.mark.parametrize("lines, said", [
+    ([HEADER.replace("score", "value"), *GOOD], "line 1: 0 columns named score"),
+    ([HEADER.replace("\t", ","), *GOOD], "line 1: 0 columns named source"),
+    ([HEADER, *GOOD, "ki\ttwo\tvery good"], "line 4: the score 'very good'"),
+    ([HEADER, *GOOD, "ki\ttwo\t1,5"], "line 4: the score '1,5'"),
+    ([HEADER, *GOOD, "ki\ttwo\tNaN"], "line 4: the score 'NaN'"),
+    ([HEADER, *GOOD, "ki\ttwo\t1e999"], "line 4: the score '1e999'"),
+    ([HEADER, *GOOD, "ki\t\t1"], "line 4: the target is blank"),
+    ([HEADER, *GOOD, " \ttwo\t1"], "line 4: the source is blank"),
+    ([HEADER, *GOOD, "ki\ttwo"], "line 4: 2 columns"),
+    ([HEADER, GOOD[0], GOOD[0]], "lines 2 to 3: all scores"),
+    ([HEADER, GOOD[0], "ta ki\tDogs\t3"], "all ratings are of one source"),
+    ([HEADER, "ki " * 50 + "\ttwo\t1", "ta\t" + "two " * 50 + "\t2"], "--max-len"),
+    ([HEADER], "no ratings"), ([], "empty"), (None, "no such file")])
+def test_bad_ratings_are_refused_before_anything_is_trained(corpus, tmp_path, capsys,
+                                                            lines, said):
+    path = tmp_path / "ratings.tsv"
+    if lines is not None:
+        path.write_text("".join(line + "\n" for line in lines))
+    run = tmp_path / "run"
+    error = one_line(capsys, lambda: main(run, corpus, "--ratings", str(path)))
+    assert "ratings.tsv" in error and said in error
+    assert not list(run.glob("steps/*"))
+
+
+def test_ratings_of_two_sources_are_enough(corpus, begun, capsys):
+    path = begun.parent / "ratings.tsv"
+    path.write_text("\n".join([HEADER, *GOOD]))
+    guarded(lambda: main(begun, corpus, "--ratings", str(path), "--stop-after", "reward"))
+    assert (begun / "steps/reward.pt").exists()
+    assert "NaN" not in (begun / "metrics.jsonl").read_text()
+
+
+# ---------------------------------------------------------------------------------- small corpora
+
+
+@pytest.mark.parametrize("pairs", [1, 5])
+def test_a_corpus_smaller_than_a_batch(tmp_path, capsys, no_figures, pairs):
+    """Of a vocabulary that it cannot fill, and with every step there is."""
+    folder = write_corpus(tmp_path / "corpus", train=pairs, held_out=pairs)
+    guarded(lambda: main(tmp_path / "run", folder, *BRIEF, "--vocab-size", "4000"))
+    assert [row["name"] for row in results(tmp_path / "run")["rows"]] == [
+        "BC", "ReST", "ReST", "ReST", "PPO"]
+    said = " ".join(e["text"] for e in events(tmp_path / "run") if e["event"] == "warning")
+    assert "entries of the 4000 asked for" in said
+    assert "NaN" not in (tmp_path / "run/metrics.jsonl").read_text()
+
+
+def test_the_smallest_demo(tmp_path, capsys, no_figures):
+    flags = ("--demonstrations --rated-sources --bc-updates --reward-updates --updates --samples "
+             "--test-sources --grow --improve --best-of --batch-tokens --rows").split()
+    guarded(lambda: train_toy.main(["--out", str(tmp_path / "run"), "--device", "cpu",
+                                    "--d-model", "4", "--eval-sources", "2",
+                                    *(x for flag in flags for x in (flag, "1"))]))
+    assert len(results(tmp_path / "run")["rows"]) == 4
+    assert "NaN" not in (tmp_path / "run/metrics.jsonl").read_text()
+
+
+# ---------------------------------------------------------------------------- a reward of one's own
+
+REWARDS = """
+import numpy, torch
+def constant(sources, outputs):
+    return [0.5] * len(outputs)
+def infinite(sources, outputs):
+    return numpy.full(len(outputs), numpy.inf)
+def too_large(sources, outputs):
+    return [1e300] * len(outputs)
+def below(sources, outputs):
+    return [-0.01] * len(outputs)
+def column(sources, outputs):
+    return numpy.zeros((len(outputs), 1))
+def ragged(sources, outputs):
+    return [[0.5]] + [0.5] * (len(outputs) - 1)
+def nothing(sources, outputs):
+    pass
+def nones(sources, outputs):
+    return [None] * len(outputs)
+def strings(sources, outputs):
+    return ["good"] * len(outputs)
+def record(sources, outputs):
+    return {y: 0.5 for y in outputs}
+def lazy(sources, outputs):
+    return (0.5 for _ in outputs)
+def with_gradient(sources, outputs):
+    return torch.full((len(outputs),), 0.5, requires_grad=True)
+def one_argument(sources):
+    return [0.5]
+def raises(sources, outputs):
+    raise ZeroDivisionError("the first\\nand the second line")
+def raises_without_a_word(sources, outputs):
+    raise AssertionError
+"""
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    """A folder with modules of the user's."""
+    (tmp_path / "own.py").write_text(REWARDS)
+    (tmp_path / "typo.py").write_text("def f(sources, outputs)\n    return [0.5]\n")
+    (tmp_path / "at_import.py").write_text("open('nowhere')\n")
+    (tmp_path / "needs.py").write_text("import a_package_that_is_not_there\n")
+    monkeypatch.chdir(tmp_path)
+    yield
+    for name in ("own", "typo", "at_import", "needs"):
+        sys.modules.pop(name, None)
+
+
+@pytest.mark.parametrize("name, said", [
+    ("infinite", "inf"), ("too_large", "inf"), ("below", "output 0 is -0.0"), ("column", "shape"),
+    ("ragged", "array of numbers"), ("nothing", "shape ()"), ("nones", "nan"),
+    ("strings", "could not convert string"), ("record", "array of numbers"),
+    ("lazy", "array of numbers"), ("with_gradient", "requires grad"),
+    ("one_argument", "TypeError: one_argument() takes 1"),
+    ("raises", "ZeroDivisionError: the first and the second line"),
+    ("raises_without_a_word", "AssertionError")])
+def test_a_reward_that_fails_is_one_line(corpus, begun, own, capsys, name, said):
+    error = refused(capsys, begun, lambda: main(begun, corpus, "--reward", f"own:{name}"))
+    assert f"--reward own:{name}" in error and said in error
+
+
+@pytest.mark.parametrize("name, said", [
+    ("typo:f", "typo.py, line 1"), ("at_import:f", "FileNotFoundError"),
+    ("needs:f", "a_package_that_is_not_there"), ("own.absent:f", "own"), ("own:f.g", "f.g"),
+    (":", "module:function"), ("..:f", "relative import")])
+def test_a_module_that_cannot_be_had_is_refused_at_once(corpus, tmp_path, own, capsys,
+                                                        name, said):
+    error = one_line(capsys, lambda: main(tmp_path / "run", corpus, "--reward", name))
+    assert f"--reward {name}" in error and said in error
+    assert not list(tmp_path.glob("run/steps/*"))
+
+
+def test_a_constant_reward_works(corpus, begun, own, no_figures, capsys):
+    guarded(lambda: main(begun, corpus, "--reward", "own:constant"))
+    rows = results(begun)["rows"]
+    assert len(rows) == 5 and all(row["reward"] == 0.5 for row in rows)
+    assert [row["kept_samples"] for row in rows[2:4]] == [0, 0]
+
+
+# -------------------------------------------------------------------------------------- settings
+
+@pytest.fixture
+def run_there(tmp_path):
+    (tmp_path / "run/steps").mkdir(parents=True)
+    (tmp_path / "run/config.json").write_text("{}")
+    (tmp_path / "run/steps/bc.pt").write_bytes(b"hours of work")
+    return tmp_path / "run"
+
+
+@pytest.mark.parametrize("program", [train_toy, train_mt])
+def test_no_number_is_without_bounds(program):
+    bad = {int: (10**30, -1, 1.5, "x"), float: (np.nan, np.inf, -np.inf, "x"), str: (1, None),
+           bool: ("x", 1)}
+    for field in fields(program.Settings):
+        kind, many = plain_type(field.type)
+        for value in bad[kind]:
+            with pytest.raises(UserError, match="--" + field.name.replace("_", "-")):
+                program.Settings(**{field.name: (value,) if many else value})
+
+
+@pytest.mark.parametrize("flags, said", [
+    ("--thresholds 0.5 0.9 0.9", "must rise"), ("--filter top --thresholds 1 2", "must fall"),
+    ("--filter top --thresholds inf 1", "--thresholds inf"),
+    ("--filter quantile --thresholds 0.5 1.01", "between"),
+    ("--temperature 0.5 inf", "--temperature inf"), ("--samples 0", "at least 1"),
+    ("--seed " + "9" * 5000, "--seed"), ("--seed 18446744073709551616", "--seed"),
+    ("--seed x", "--seed"), ("--seed -1", "--seed -1"), ("--lr nan", "--lr nan"),
+    ("--lr 1e999", "--lr inf"), ("--lr=-inf", "--lr -inf"), ("--top-k 1e3", "--top-k"),
+    ("--rows 999999999999", "--rows 999999999999"), ("--dropout 0.91", "--dropout 0.91"),
+    ("--improve", "--improve"), ("--thresholds x", "--thresholds"),
+    ("--device nonsense", "--device nonsense"), ("--device cuda:99", "--device cuda:99"),
+    ("--device meta", "--device meta"), ("--device cuda:x", "--device cuda:x"),
+    ("--device CPU", "--device CPU"), ("--nonsense 1", "--nonsense"), ("stray", "stray"),
+    ("--loss nonsense", "--loss"), ("--method nonsense", "--method")])
+@pytest.mark.parametrize("program", [train_toy, train_mt])
+def test_settings_that_cannot_be(run_there, capsys, program, flags, said):
+    call = lambda: program.main(["--out", str(run_there), *flags.split()])
+    assert said in refused(capsys, run_there, call)
+
+
+def test_a_device_that_is_not_there_makes_no_folder(tmp_path, capsys):
+    one_line(capsys, lambda: train_toy.main(["--out", str(tmp_path / "run"), "--device", "xpu"]))
+    assert list(tmp_path.iterdir()) == []
+    assert choose_device("").type in ("cpu", "cuda")
+
+
+def test_an_empty_out_is_no_out(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    settings = parse(train_toy.Settings, ["--out", ""], method=METHODS)
+    assert Run(settings, "toy").folder == Path("runs/toy-1")
+
+
+@pytest.mark.parametrize("out", ["a" * 300, "file/run", "file"])
+def test_an_out_that_cannot_be_made(tmp_path, monkeypatch, capsys, out):
+    monkeypatch.chdir(tmp_path)
+    Path("file").write_text("text")
+    error = refused(capsys, tmp_path, lambda: train_toy.main(["--out", out, "--device", "cpu"]))
+    assert out in error and list(tmp_path.iterdir()) == [tmp_path / "file"]
+
+
+def test_what_no_memory_holds(tmp_path):
+    """In a process that may have 16 GB of addresses, and asks for more."""
+    resource = pytest.importorskip("resource")
+    limit = lambda: resource.setrlimit(resource.RLIMIT_AS, (2**34, 2**34))
+    done = subprocess.run([sys.executable, train_toy.__file__, "--out", str(tmp_path / "run"),
+                           "--device", "cpu", "--d-model", "2000000000"], env=ENVIRONMENT,
+                          capture_output=True, text=True, preexec_fn=limit)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith("error: not enough memory") and done.stderr.count("\n") == 1
+
+
+# ------------------------------------------------------------------------------------- translate
+
+
+class Code:
+    """Unpickled carelessly, it would make a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+def garbage(folder):
+    (folder / "policy.pt").write_bytes(np.random.default_rng(0).bytes(5000))
+
+
+def empty(folder):
+    (folder / "policy.pt").write_bytes(b"")
+
+
+def code(folder):
+    (folder / "policy.pt").write_bytes(pickle.dumps(Code(folder / "made")))
+
+
+def code_in_torch(folder):
+    content = {"format": storage.FORMAT, "content": Code(folder / "made")}
+    torch.save(content, folder / "policy.pt")
+
+
+def another_kind(folder):
+    (folder / "reward.pt").rename(folder / "policy.pt")
+
+
+def bare_weights(folder):
+    storage.save(folder / "policy.pt", storage.load(folder / "policy.pt")["weights"])
+
+
+def other_size(folder):
+    content = storage.load(folder / "policy.pt")
+    storage.save(folder / "policy.pt", {**content, "config": {**content["config"], "d_ff": 64}})
+
+
+def no_heads(folder):
+    content = storage.load(folder / "policy.pt")
+    storage.save(folder / "policy.pt", {**content, "config": {**content["config"], "n_heads": 0}})
+
+
+def other_format(folder):
+    torch.save({"format": torch.zeros(3), "content": {}}, folder / "policy.pt")
+
+
+def folder_instead(folder):
+    (folder / "policy.pt").unlink()
+    (folder / "policy.pt").mkdir()
+
+
+def nothing(folder):
+    for path in folder.iterdir():
+        path.unlink()
+
+
+@pytest.mark.parametrize("spoil", [garbage, empty, code, code_in_torch, another_kind, bare_weights,
+                                   other_size, no_heads, other_format, folder_instead, nothing])
+def test_a_policy_that_is_none_is_refused_by_name(finished, capsys, spoil):
+    spoil(finished)
+    error = refused(capsys, finished, lambda: train_mt.main(["translate", "--run", str(finished)]))
+    assert "policy.pt" in error and not (finished / "made").exists()
+
+
+def test_files_of_different_runs(finished, tokenizer, policy, capsys):
+    other = Transformer(Config(tokenizer.vocab_size, 16, 2, 1, 1, 32, 0.2, 12))
+    save_model(finished / "reward.pt", RewardModel.from_policy(other))
+    call = lambda *flags: train_mt.main(["translate", "--run", str(finished), *flags])
+    error = refused(capsys, finished, lambda: call("--best-of", "2"))
+    assert "reward.pt" in error
+    Tokenizer.train(["aaa"], 300).save(finished / "tokenizer.json")
+    assert "tokenizer.json" in refused(capsys, finished, call)
+
+
+@pytest.mark.parametrize("flags", ["--beam 0", "--beam -1", "--beam 9999", "--beam x",
+                                   "--best-of -1", "--best-of 1e3", "--seed -1", "--seed x",
+                                   "--device nonsense", "--nonsense"])
+def test_flags_of_translate(finished, capsys, flags):
+    error = refused(capsys, finished, lambda: train_mt.main(
+        ["translate", "--run", str(finished), *flags.split()]))
+    assert flags.split()[0] in error
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_translate_takes_odd_text(finished, monkeypatch, capfdbinary, name):
+    out, err = translated(monkeypatch, capfdbinary, finished, f"ta\n{ODD[name]}\n\n".encode())
+    assert len(out) == 3 and out[2] == ""
+    assert err in ([], ["warning: 1 lines were cut at 24 tokens"])
+
+
+@pytest.mark.parametrize("text, line", [
+    (b"\xff", 1), (b"\n\n\xc3", 3), (b"a\x0b\n" * 9 + b"\xed\xa0\x80", 10),
+    ("ä\n".encode("utf-16"), 1)])
+def test_what_is_not_utf8_names_its_line(finished, monkeypatch, capsys, text, line):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text)))
+    call = lambda: train_mt.main(["translate", "--run", str(finished)])
+    error = refused(capsys, finished, call)
+    assert f"standard input, line {line}: not UTF-8" in error
+
+
+# ------------------------------------------------------------------------------------------ fuzz
+
+CASES = pytest.mark.parametrize("cases", [30, pytest.param(1000, marks=pytest.mark.slow)])
+JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9),
+                    lambda x: st.lists(x, max_size=3) | st.dictionaries(st.text(max_size=5), x,
+                                                                        max_size=3), max_leaves=8)
+
+
+def tried(cases, strategy, check):
+    """check(case) for so many of them; what is told of a failure is the smallest that fails."""
+    hypothesis_settings(max_examples=cases, deadline=None, database=None, derandomize=cases < 100,
+                        suppress_health_check=list(HealthCheck))(given(strategy)(check))()
+
+
+def unless_refused(function, *args):
+    """Its value; or None after a UserError, of which `guarded` makes one line."""
+    try:
+        return function(*args)
+    except UserError as error:
+        assert str(error).strip()
+
+
+@st.composite
+def damaged(draw, whole):
+    """A file's bytes, a part of which is gone or other bytes; or any bytes at all."""
+    if draw(st.integers(0, 3)) == 0:
+        return draw(st.binary(max_size=300))
+    a, b = sorted(draw(st.tuples(*2 * [st.integers(0, len(whole))])))
+    b = draw(st.sampled_from([a, b, min(a + 1, len(whole))]))
+    return whole[:a] + draw(st.binary(max_size=20)) + whole[b:]
+
+
+@st.composite
+def altered(draw, record):
+    """A JSON file in which one value is another, or missing, or the file damaged."""
+    record, name = dict(record), draw(st.sampled_from(list(record)))
+    record[name] = draw(JSON)
+    if draw(st.booleans()):
+        del record[name]
+    content = json.dumps(draw(st.just(record) | JSON)).encode()
+    return draw(st.just(content) | damaged(content))
+
+
+TEXT = "eins zwei\r\n\n\ufeffdrei\x85 vier\u2028\n".encode()
+RATED = "\n".join([HEADER, *GOOD, ""]).encode()
+
+
+@CASES
+def test_fuzz_lines(cases, tmp_path):
+    def check(content):
+        (tmp_path / "a").write_bytes(content)
+        lines = unless_refused(read_lines, tmp_path / "a")
+        if lines is not None:
+            assert len(lines) == content.count(b"\n") + (content[-1:] != b"\n")
+            assert all("\n" not in line for line in lines)
+
+    tried(cases, damaged(TEXT), check)
+
+
+@CASES
+def test_fuzz_packed_lines(cases, tmp_path):
+    def check(content):
+        (tmp_path / "a.gz").write_bytes(content)
+        unless_refused(read_lines, tmp_path / "a")
+
+    tried(cases, damaged(gzip.compress(TEXT * 9)), check)
+
+
+@CASES
+def test_fuzz_parallel(cases, tmp_path):
+    def check(contents):
+        for ending, content in zip("xy", contents):
+            (tmp_path / f"train.{ending}").write_bytes(content)
+        pairs = unless_refused(read_parallel, tmp_path, "train", "x", "y")
+        if pairs is not None:
+            assert len(pairs.sources) == len(pairs.targets) > 0
+            assert all(map(str.strip, pairs.sources + pairs.targets))
+
+    tried(cases, st.tuples(damaged(TEXT), damaged(TEXT)), check)
+
+
+@CASES
+def test_fuzz_ratings(cases, tmp_path):
+    def check(content):
+        (tmp_path / "a").write_bytes(content)
+        rated = unless_refused(read_ratings, tmp_path / "a")
+        if rated is not None:
+            assert len(rated[0]) == len(rated[1]) == len(rated[2])
+            assert ((0 <= rated[2]) & (rated[2] <= 1)).all()
+
+    row = st.lists(st.text(max_size=9) | st.floats().map(str), min_size=2, max_size=4)
+    rows = st.lists(row.map("\t".join), max_size=4).map(lambda x: "\n".join([HEADER, *x]).encode())
+    tried(cases, damaged(RATED) | rows, check)
+
+
+@CASES
+def test_fuzz_tokenizer(cases, tmp_path):
+    def check(case):
+        lines, size, text = case
+        tokenizer = unless_refused(Tokenizer.train, lines, size)
+        if tokenizer is None:
+            assert size < 259
+            return
+        tokenizer.save(tmp_path / "t")
+        for one in (tokenizer, Tokenizer.load(tmp_path / "t")):
+            assert [one.decode(one.encode(x)) for x in [*lines, text]] == [*lines, text]
+            assert one.vocab_size <= size
+
+    any_text = st.text(max_size=60) | st.text("ab \n1.", max_size=60)
+    tried(cases, st.tuples(st.lists(any_text, max_size=6), st.integers(250, 300), any_text), check)
+
+
+@CASES
+def test_fuzz_tokenizer_file(cases, tmp_path):
+    Tokenizer.train(["banana bandana"] * 2, 270).save(tmp_path / "t")
+    whole = (tmp_path / "t").read_bytes()
+
+    def check(case):
+        content, text = case
+        (tmp_path / "t").write_bytes(content)
+        tokenizer = unless_refused(Tokenizer.load, tmp_path / "t")
+        if tokenizer is not None:
+            assert tokenizer.decode(tokenizer.encode(text)) == text
+
+    content = damaged(whole) | altered(json.loads(whole))
+    tried(cases, st.tuples(content, st.text("abdn ü", max_size=20)), check)
+
+
+@CASES
+def test_fuzz_pairs(cases, tmp_path):
+    Pairs.of([0, 1], [np.array([5, 2]), np.array([6, 7, 2])], reward=[0.25, 1]).append_to(tmp_path)
+    whole = snapshot(tmp_path)
+
+    def check(case):
+        path, content = case
+        for name, old in whole.items():
+            name.write_bytes(content if name == path else old)
+        pairs = unless_refused(Pairs.load, tmp_path)
+        assert pairs is None or len(pairs) + 1 >= len(pairs.starts)
+        unless_refused(lambda: Pairs.of([0], [[3]]).append_to(tmp_path))
+
+    size = tmp_path / "size.json"
+    contents = [st.tuples(st.just(path), damaged(content)) for path, content in whole.items()]
+    odd = st.tuples(st.just(size), altered(json.loads(whole[size])))
+    tried(cases, st.one_of(*contents, odd), check)
+
+
+@CASES
+def test_fuzz_saved_files(cases, tmp_path):
+    content = {"w": torch.arange(6.0).view(2, 3), "row": {"name": "BC", "n": 2}}
+    storage.save(tmp_path / "new", content)
+    torch.save(torch.load(tmp_path / "new"), tmp_path / "old", _use_new_zipfile_serialization=False)
+    both = [(tmp_path / name).read_bytes() for name in ("new", "old")]
+
+    def check(content):
+        (tmp_path / "a.pt").write_bytes(content)
+        unless_refused(storage.load, tmp_path / "a.pt")
+
+    tried(cases, st.one_of(*map(damaged, both)), check)
+
+
+@CASES
+def test_fuzz_models(cases, tmp_path, policy):
+    config, weights = vars(policy.config), policy.state_dict()
+
+    def check(case):
+        name, value, of_config = case
+        content = {"config": {**config, name: value} if of_config else config,
+                   "weights": weights if of_config else {**weights, name: value}}
+        storage.save(tmp_path / "policy.pt", content)
+        unless_refused(train_mt.load, tmp_path / "policy.pt", Transformer, "cpu")
+
+    few = JSON.filter(lambda x: not (isinstance(x, int) and x > 1000))  # layers are made one by one
+    tried(cases, st.tuples(st.sampled_from([*config, *weights]), few, st.booleans()), check)
+
+
+@CASES
+def test_fuzz_journal(cases, tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    known = [{"event": "step", "step": "bc", "seconds": 2.5},
+             {"event": "part", "step": "grow-1", "seconds": 1, "part": 0},
+             {"event": "checkpoint", "step": "bc", "seconds": 1.5, "number": 3},
+             {"event": "warning", "text": "short", "kind": None}, {"event": "grow", "grow": 1}]
+
+    def check(parts):
+        content = b"".join(parts)
+        path.write_bytes(content)
+        run = Run(train_toy.Settings(out=str(tmp_path), resume=True), "toy")
+        assert content.startswith(path.read_bytes())
+        journal = Journal(path, lambda mark: True)
+        journal.add("step", step="x", seconds=1.0)
+        assert Journal(path, lambda mark: True).events[:-1] == journal.events == run.journal.events
+
+    Run(train_toy.Settings(out=str(tmp_path)), "toy")
+    (tmp_path / "steps/bc.pt").write_bytes(b"")
+    lines = [altered(e).map(lambda x: x + b"\n") for e in known]
+    whole = st.sampled_from([json.dumps(e).encode() + b"\n" for e in known])
+    tried(cases, st.lists(st.one_of(whole, whole, *lines), max_size=5), check)
+
+
+@CASES
+@pytest.mark.parametrize("show", [0, 1])
+def test_fuzz_config(cases, tmp_path, show):
+    config = tmp_path / "config.json"
+    Run(train_toy.Settings(out=str(tmp_path)), "toy")
+    whole = json.loads(config.read_text())
+
+    def check(content):
+        config.write_bytes(content)
+        settings = train_toy.Settings(out=str(tmp_path), resume=True, show=show)
+        unless_refused(lambda: Run(settings, "toy"))
+        assert config.read_bytes() == content
+
+    inner = altered(whole["settings"]).map(lambda x: json.dumps(whole).encode().replace(
+        json.dumps(whole["settings"]).encode(), x))
+    tried(cases, altered(whole) | inner, check)
+
+
+VALUES = st.one_of(
+    st.sampled_from("0 1 2 -1 0.5 1.0 1e3 nan inf -inf 1e999 -0.0 1e-320 1_0 ٣ 0x10 true cpu bc "
+                    "top percentile cuda:1 -- - =".split()
+                    + ["", " ", "9" * 30, "9" * 5000, "a\nb"]),
+    st.integers().map(str), st.floats().map(str), st.text(max_size=9))
+
+
+@CASES
+@pytest.mark.parametrize("program", [train_toy, train_mt])
+def test_fuzz_settings(cases, capsys, program):
+    tables = {"method": METHODS} | ({"preset": train_mt.PRESETS} if program is train_mt else {})
+    flags = [f"--{field.name.replace('_', '-')}" for field in fields(program.Settings)]
+
+    def check(words):
+        argv = [x for flag, values in words for x in (flag, *values)]
+        try:
+            settings = parse(program.Settings, argv, **tables)
+            assert parse(program.Settings, argv, **tables) == settings
+            json.dumps(plain(settings), allow_nan=False)
+        except UserError as error:
+            assert "\n" not in str(error) and "--" in str(error)
+        except SystemExit as stop:
+            assert stop.code == 2
+            error = capsys.readouterr().err
+            assert error.startswith("error: ") and error.count("\n") == 1
+
+    value = VALUES.filter(lambda x: not x.startswith(("-h", "--help")))
+    word = st.tuples(st.sampled_from([*flags, "--method", "--preset"]), st.lists(value, max_size=2))
+    tried(cases, st.lists(word, min_size=1, max_size=4), check)
+
+
+@CASES
+def test_fuzz_rewards(cases):
+    def check(answers):
+        try:
+            rewards = check_rewards(answers, 3)
+        except ValueError:
+            return
+        assert rewards.shape == (3,) and ((0 <= rewards) & (rewards <= 1)).all()
+
+    number = st.floats() | st.floats(0, 1) | st.integers() | st.booleans()
+    tried(cases, JSON | st.lists(JSON, min_size=3, max_size=3)
+          | st.lists(number, min_size=3, max_size=3) | st.complex_numbers(), check)
