@@ -1,7 +1,8 @@
 """Run experiments, draw their pictures, judge the paper's claims.
 
     python -m experiments improve_steps              # one experiment (or several), five seeds
-    python -m experiments all                        # all of them, and the search for settings
+    python -m experiments all                        # all of them
+    python -m experiments search                     # what comes first: the settings of the losses
     python -m experiments filters --quick            # everything small: does it run?
     python -m experiments draw                       # pictures and scoreboard again, nothing is run
 
@@ -47,7 +48,7 @@ def main(argv=None):
     n = min(args.seeds, 2) if args.quick else args.seeds
     seeds = range(FIRST_SEED, FIRST_SEED + n)
     begin = time.monotonic()
-    names = NAMES if "all" in args.names else args.names
+    names = EXPERIMENTS if "all" in args.names else args.names
     for name in run(names, seeds, args.quick, results, cache, args.workers):
         print(f"{name} is done after {time.monotonic() - begin:.0f} s", flush=True)
     print((results / "scoreboard.md").read_text())
