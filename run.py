@@ -35,7 +35,8 @@ from tqdm import tqdm
 import parallel
 from pairs import Pairs, size_of
 from parallel import by_first, first, world
-from storage import FORMAT, Checkpoint, Journal, UserError, load, locked, read_json, save, write
+from storage import (FORMAT, Checkpoint, Journal, UserError, load, locked, read_json, save,
+                     write)
 
 
 class Stopped(Exception):
@@ -236,7 +237,7 @@ class Run:
             raise UserError(f"{self.folder} holds something else than a run: {min(others)}")
 
     def check_config(self, settings, program):
-        """Compare with config.json, or write it -> what else of an earlier process was different."""
+        """Compare with config.json, or write it -> what else an earlier process had otherwise."""
         config = self.folder / "config.json"
         now = {"python": platform.python_version(), "torch": torch.__version__,
                "numpy": np.__version__, "threads": torch.get_num_threads()}
