@@ -25,12 +25,7 @@ def online(bc, task, settings, run):
     round to round. The way is cut into settings.ppo_rows parts of as many rounds, each a step of
     the run that ends in a row; a step that was stopped goes on after the last round that was saved.
     """
-    budget = settings.ppo_samples or settings.samples * len(rest.some_sources(task, settings, 1))
-    per_round = max(1, min(settings.ppo_batch, budget) // settings.ppo_group)  # sources
-    per_round = min(per_round, len(task.sources))
-    rounds = max(1, budget // (per_round * settings.ppo_group))
-    rng = np.random.default_rng((settings.seed, rest.PPO))
-    chosen = [rng.choice(len(task.sources), per_round, replace=False) for _ in range(rounds)]
+    chosen = sources_of_rounds(task, settings)
     hp = settings.training(updates=settings.ppo_updates, lr=settings.ppo_lr, warmup=0,
                            final_lr=1.0, dropout=False)
     policy = copy.deepcopy(bc)
@@ -47,7 +42,7 @@ def online(bc, task, settings, run):
         state.update({name: made[name] for name in state})
 
     def make(end):
-        """The rounds up to `end`, in place -> what the run keeps of them."""
+        """The rounds before `end`, in place -> what the run keeps of them."""
         before = dict(state)
         if (made := run.checkpoint.load("ppo")) is not None:
             take_up(made)
@@ -57,7 +52,7 @@ def online(bc, task, settings, run):
             one_round(k)
         row = {"name": "PPO", "loss": "ppo", "grow": end, "improve": settings.ppo_updates,
                "threshold": None, "kept_samples": 1.0, "kept_data": None,
-               "samples": end * per_round * settings.ppo_group,
+               "samples": end * len(chosen[0]) * settings.ppo_group,
                "distinct_samples": len(state["fingers"]), "tokens_drawn": state["tokens"],
                "grow_seconds": state["grow_seconds"],
                "updates": (end - before["round"]) * settings.ppo_updates,
@@ -79,11 +74,22 @@ def online(bc, task, settings, run):
                      train_seconds=state["train_seconds"] + fitted["seconds"])
         run.log("ppo", round=k, reward=float(samples.reward.mean()))
 
-    ends = [part[-1] + 1 for part in np.array_split(range(rounds), min(settings.ppo_rows, rounds))]
+    n = len(chosen)
+    ends = [part[-1] + 1 for part in np.array_split(range(n), min(settings.ppo_rows, n))]
     for part, end in enumerate(ends, 1):
         made = run.step(f"ppo-{part}", lambda: make(int(end)))
         take_up(made)
         yield made["row"], policy
+
+
+def sources_of_rounds(task, settings):
+    """A list of index arrays: the sources that each round of PPO draws for."""
+    budget = settings.ppo_samples or settings.samples * len(rest.some_sources(task, settings, 1))
+    per_round = max(1, min(settings.ppo_batch, budget) // settings.ppo_group)
+    per_round = min(per_round, len(task.sources))
+    rounds = max(1, budget // (per_round * settings.ppo_group))
+    rng = np.random.default_rng((settings.seed, rest.PPO))
+    return [rng.choice(len(task.sources), per_round, replace=False) for _ in range(rounds)]
 
 
 def ppo_round(policy, bc, chosen, task, settings, hp, optimizer, k):

@@ -85,9 +85,3 @@ def by_first(make):
         found[1].told_by_first = True
         raise found[1]
     return found[0]
-
-
-def wait():
-    """Until all processes have come as far as this."""
-    if world() > 1:
-        dist.barrier()

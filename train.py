@@ -170,10 +170,8 @@ def fit(model, loss_of, lengths, units, hp, seed, evaluate=None, log=None, check
             if loss is None:
                 note_lost(state, micro, sources, hp, log)
             else:
-                state["loss"] += loss
-                state["units"] += n
-                state["trained"] += int(n)
-                state["lost"] = 0
+                state.update(loss=state["loss"] + loss, units=state["units"] + n,
+                             trained=state["trained"] + int(n), lost=0)
             state["update"] += 1
             bar.update()
         bar.close()

@@ -308,13 +308,16 @@ def behaviour_cloning(task, texts, settings, run, device):
     return policy.eval()
 
 
-def train_reward_model(bc, texts, settings, run):
-    """The reward model, trained on the ratings there are, and how good it is on held-out ones."""
+def train_reward_model(bc, texts, ratings, settings, run):
+    """The reward model, trained on ratings, and how good it is on held-out ones.
+
+    ratings: what human_ratings returned, or None: then they are made here.
+    """
     model = rm.RewardModel.from_policy(bc)
 
     def make():
-        if settings.ratings:
-            sources, rated = human_ratings(texts, settings, run)
+        if ratings:
+            sources, rated = ratings
             rated, test = split_ratings(sources, rated, settings.seed)
             if settings.preferences and len(rm.preference_pairs(rated, 0)[0]) == 0:
                 raise UserError(f"{settings.ratings}: --preferences needs sources with two outputs "
@@ -424,10 +427,11 @@ def train(argv):
     print(f"{run.folder}: ReST {settings.src}-{settings.tgt}, {len(sources)} training pairs, "
           f"vocabulary {texts.tokenizer.vocab_size}, seed {settings.seed}, on {device}", flush=True)
     own = own_reward(settings.reward, texts) if settings.reward else None  # a typo ends it here,
-    if settings.ratings and not own:  # and so does one in a file, before hours of BC
-        human_ratings(texts, settings, run)
+    ratings = None  # and so does one in a file of ratings, before hours of BC
+    if settings.ratings and not own:
+        ratings = human_ratings(texts, settings, run)
     bc = behaviour_cloning(task, texts, settings, run, device)
-    model = None if own else train_reward_model(bc, texts, settings, run)
+    model = None if own else train_reward_model(bc, texts, ratings, settings, run)
     task.reward = own or partial(model.score, batch_tokens=settings.batch_tokens)
     task.metrics = metrics(texts, task, settings)
     report = Report(run, ["reward", "greedy_reward", "bleu", "beam_bleu", "chrf", "val_reward",

@@ -486,3 +486,36 @@ def test_a_reward_that_is_gamed_is_seen(rewards, metrics, said):
         rows = [dict(zip(names, (r, scale * m))) for r, m in zip(rewards, metrics)]
         watch.measured(rows, ear)
         assert ear.said == (["hacking"] if said else [])
+
+
+def test_the_rows_of_a_run_are_looked_at(tmp_path):
+    run = Run(RunSettings(out=str(tmp_path / "run")), "x")
+    rows = report.Report(run, ["reward"], lambda policy, row: [])
+    for reward, oracle in ((0.5, 0.5), (0.6, 0.4)):
+        rows.add({"name": "PPO", "reward": reward, "oracle": oracle}, None)
+    assert run.warned == {"hacking"}
+
+
+def test_a_new_D_g_is_looked_at(whole, tmp_path):
+    run = Run(RunSettings(out=str(tmp_path / "run")), "x")
+    D_g = Pairs.load(whole / "steps/score-1")
+    samples = Pairs.of([0, 1], [[5, 2], [6, 2]], logprobs=[np.zeros(2), np.zeros(2)])
+    rest.look_at(D_g, samples, rest.Settings(), 1, run)
+    assert "entropy" in run.warned
+
+
+def test_a_lost_update_is_said(tmp_path, capsys):
+    run = Run(RunSettings(out=str(tmp_path / "run")), "x")
+    a_fit({3}, log=run.logger("bc"))
+    assert "bc: update 3 is left out" in "".join(capsys.readouterr())
+
+
+def test_saving_keeps_below_its_share_of_the_time(tmp_path, monkeypatch):
+    clock, checkpoint = [1000.0], Checkpoint(tmp_path / "c.pt")
+    monkeypatch.setattr(storage.time, "monotonic", lambda: clock[0])
+    checkpoint.saved = clock[0]
+    checkpoint.note = lambda number: clock.__setitem__(0, clock[0] + 3)  # a save of three seconds
+    checkpoint.save("a", {})
+    for later, due in ((61, False), (149, False), (151, True)):
+        monkeypatch.setattr(storage.time, "monotonic", lambda: clock[0] + later)
+        assert checkpoint.due() == due
