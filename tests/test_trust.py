@@ -214,7 +214,7 @@ def test_the_same_seed_gives_the_same_run(whole, tmp_path, no_figures, monkeypat
 
 @pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_stopped_by_a_signal_it_says_how_to_go_on(number, code, tmp_path):
-    program = [sys.executable, train_toy.__file__, *TINY, "--out", "my run", "--bc-updates", "99999"]
+    program = [sys.executable, train_toy.__file__, *TINY, "--out", "my run", "--bc-updates", "9999"]
     around = {"cwd": tmp_path, "env": os.environ | {"OMP_NUM_THREADS": "1"}}
     running = subprocess.Popen(program, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL,
                                text=True, **around)
@@ -519,3 +519,29 @@ def test_saving_keeps_below_its_share_of_the_time(tmp_path, monkeypatch):
     for later, due in ((61, False), (149, False), (151, True)):
         monkeypatch.setattr(storage.time, "monotonic", lambda: clock[0] + later)
         assert checkpoint.due() == due
+
+
+def test_the_log_is_cut_back_to_the_last_checkpoint_that_was_made(tmp_path, monkeypatch):
+    def ended(*paths):
+        raise KeyboardInterrupt
+
+    def work(run):
+        for update in (1, 2):
+            run.log("train", step="a", update=update)
+            if update == 2:  # it ends between the mark and what the mark says
+                monkeypatch.setattr(storage.os, "replace", ended)
+            run.checkpoint.save("x", {"update": update})
+
+    with pytest.raises(KeyboardInterrupt):
+        run = Run(RunSettings(out=str(tmp_path / "run")), "x")
+        run.step("a", lambda: work(run))
+    monkeypatch.undo()
+    assert "train checkpoint train checkpoint".split() == [e["event"] for e in lines(tmp_path)]
+    again = Run(RunSettings(out=str(tmp_path / "run"), resume=True), "x")
+    assert "train checkpoint".split() == [e["event"] for e in lines(tmp_path)]
+    assert again.checkpoint.number == 1 and again.seconds("a") > 0
+
+
+def lines(tmp_path):
+    text = (tmp_path / "run/metrics.jsonl").read_text()
+    return [json.loads(line) for line in text.splitlines()]
