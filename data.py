@@ -51,6 +51,7 @@ SPLIT = (r" ?[A-Za-z\u0080-\U0010ffff]+"
          r"| ?[0-9]+"
          r"| ?[!-/:-@\[-`{-~]+"
          r"|[\x00-\x20\x7f]+")
+LONGEST = 1000  # characters: no merge is learned from longer pieces, each of which costs its length
 
 
 def train_bpe(lines, n_merges):
@@ -61,7 +62,8 @@ def train_bpe(lines, n_merges):
     with the smaller ids, so the result depends on nothing but the text. There are fewer than
     `n_merges` merges if no pair is left that occurs twice; compare `len(ranks) - 256`.
     """
-    pieces = Counter(piece for line in lines for piece in re.findall(SPLIT, line))
+    pieces = Counter(piece for line in lines for piece in re.findall(SPLIT, line)
+                     if len(piece) <= LONGEST)
     words, freqs = [list(piece.encode()) for piece in pieces], list(pieces.values())
     tokens = [bytes([byte]) for byte in range(256)]
 

@@ -28,9 +28,22 @@ def start():
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         cuda = torch.cuda.is_available()
         dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo")
-        atexit.register(dist.destroy_process_group)
+        atexit.register(leave)
         if not first():
             sys.stdout = open(os.devnull, "w")
+
+
+def end():
+    """Wait for the others and leave, so that none ends while another still hears from it."""
+    if dist.is_initialized():
+        dist.barrier()
+        leave()
+
+
+def leave():
+    """Wait for no one: another process may have failed."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def world():

@@ -149,6 +149,7 @@ def guarded(main):
         signal.signal(signal.SIGTERM, terminate)
         parallel.start()
         main()
+        parallel.end()
     except (UserError, OSError, MemoryError, RuntimeError) as error:
         if "--debug" in sys.argv or isinstance(error, RuntimeError) and not of_memory(error):
             raise
@@ -207,7 +208,7 @@ class Run:
     def __init__(self, settings, program):
         self.folder = by_first(lambda: choose_folder(settings, program))
         if not settings.show:
-            by_first(self.claim)
+            by_first(lambda: self.claim(program))
         changed = self.check_config(settings, program)
         self.stop_after = settings.stop_after
         self.journal, self.at_work = None, None  # the step that is being made
@@ -224,28 +225,40 @@ class Run:
                       "those of a run in one go")
         Run.latest = self
 
-    def claim(self):
-        """The folder is there, is ours alone, and holds nothing but a run, or nothing at all."""
+    def claim(self, program):
+        """The folder is there, is ours alone, and holds a run that has made something, or nothing.
+
+        What is left of a run that ended before its first step was saved, over a file that is not
+        there for instance, is cleared away.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
         self.lock = locked(self.folder)
         found = {path.name for path in self.folder.iterdir()}
         others = found - {"config.json.tmp", "steps", "tokenizer.json"}  # a run's, or part of one
         if "config.json" in found:
+            self.read_config(program)
             for path in self.folder.rglob("*.tmp"):  # of a save in which a process was killed
                 path.unlink()
+            if not begun(self.folder):
+                for name in ("tokenizer.json", "metrics.jsonl", "config.json"):
+                    (self.folder / name).unlink(missing_ok=True)
         elif others:
             raise UserError(f"{self.folder} holds something else than a run: {min(others)}")
 
+    def read_config(self, program):
+        """config.json, if it is of this program; else UserError."""
+        old = read_json(self.folder / "config.json", program=str, settings=dict, environment=dict)
+        known = {"program": old["program"], "format": old.get("format")}
+        compare(self.folder, known, {"program": program, "format": FORMAT})
+        return old
+
     def check_config(self, settings, program):
         """Compare with config.json, or write it -> what else an earlier process had otherwise."""
-        config = self.folder / "config.json"
         now = {"python": platform.python_version(), "torch": torch.__version__,
                "numpy": np.__version__, "threads": torch.get_num_threads()}
         changed = []
-        if by_first(config.exists):
-            old = read_json(config, program=str, settings=dict, environment=dict)
-            known = {"program": old["program"], "format": old.get("format")}
-            compare(self.folder, known, {"program": program, "format": FORMAT})
+        if by_first((self.folder / "config.json").exists):
+            old = self.read_config(program)
             if settings.show:  # then the run's own settings need not be said again
                 restore(settings, old["settings"])
             compare(self.folder, compared(old["settings"]), compared(settings))
@@ -401,13 +414,19 @@ def valid(make, *args):
         raise UserError(str(error)) from None
 
 
+def begun(folder):
+    """Whether there is a run that has made anything from which another process could go on."""
+    return (folder / "config.json").exists() and (
+        (folder / "checkpoint.pt").exists() or any((folder / "steps").glob("*")))
+
+
 def choose_folder(settings, program):
     """--out; else the newest numbered folder to resume, or a new one."""
     if settings.out:
         folder = Path(settings.out)
         if folder.exists() and not folder.is_dir():
             raise UserError(f"--out {folder} is a file, not a folder")
-        if (folder / "config.json").exists() and not (settings.resume or settings.show):
+        if begun(folder) and not (settings.resume or settings.show):
             raise UserError(f"{folder} holds a run already: --resume goes on with it, "
                             "another --out starts a new one")
         return folder

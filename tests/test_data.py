@@ -119,6 +119,10 @@ def test_training_equals_naive_training(tokenizer):
     assert tokenizer.vocab_size == 3 + 256 + 150
 
 
+def test_no_merge_is_learned_from_a_piece_without_end():
+    assert data.train_bpe(TEXT + ["ab" * 10**6], 300) == data.train_bpe(TEXT, 300)
+
+
 def test_training_does_not_depend_on_order_and_stops_early():
     full = data.train_bpe(TEXT, 10**6)
     assert 256 + 150 < len(full) < 256 + 1000

@@ -717,7 +717,7 @@ def test_fuzz_journal(cases, tmp_path):
 @pytest.mark.parametrize("show", [0, 1])
 def test_fuzz_config(cases, tmp_path, show):
     config = tmp_path / "config.json"
-    Run(train_toy.Settings(out=str(tmp_path)), "toy")
+    Run(train_toy.Settings(out=str(tmp_path)), "toy").step("bc", lambda: {})
     whole = json.loads(config.read_text())
 
     def check(content):

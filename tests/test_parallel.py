@@ -66,6 +66,7 @@ def work(file):
             assert all(np.array_equal(theirs[k], result[k], equal_nan=True) for k in result)
     if parallel.first():
         np.savez(file, **result)
+    parallel.end()
 
 
 def gradient(policy, given):

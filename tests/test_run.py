@@ -204,7 +204,7 @@ def test_resume_without_out_takes_the_newest():
 
 
 def test_an_existing_run_is_refused_without_resume(tmp_path):
-    opened(out="mine")
+    opened(out="mine").step("a", lambda: {"x": 1})
     before = (tmp_path / "mine/config.json").read_bytes()
     with pytest.raises(UserError, match="mine.*--resume"):
         opened(out="mine", count=4)
@@ -232,7 +232,7 @@ def test_resume_with_nothing_to_resume_starts_the_first():
 
 
 def test_other_settings_are_refused_by_name():
-    opened(out="mine", count=3, sizes=(1, 2))
+    opened(out="mine", count=3, sizes=(1, 2)).step("a", lambda: {"x": 1})
     with pytest.raises(UserError) as refusal:
         opened(out="mine", resume=True, count=4, sizes=(1, 3))
     text = str(refusal.value)
@@ -240,6 +240,24 @@ def test_other_settings_are_refused_by_name():
     assert "sizes was [1, 2], now [1, 3]" in text
     assert "share" not in text and "\n" not in text
     assert json.loads(Path("mine/config.json").read_text())["settings"]["count"] == 3
+
+
+def test_a_run_that_ended_before_it_made_anything_is_begun_anew():
+    """With --data misspelt, for instance: the same command, mended, is all that is needed."""
+    opened(out="mine", count=3).warn("of that run")
+    Path("mine/tokenizer.json").write_text("of other text")
+    Path("mine/notes").write_text("a person's")
+    run = opened(out="mine", count=4)
+    assert {path.name for path in run.folder.iterdir()} == {"config.json", "notes", "steps"}
+    assert json.loads(Path("mine/config.json").read_text())["settings"]["count"] == 4
+
+def test_a_config_of_something_else_is_left_alone():
+    Path("mine").mkdir()
+    for name in ("config.json", "tokenizer.json", "weights.tmp"):
+        (Path("mine") / name).write_text('{"model_type": "marian"}')
+    with pytest.raises(UserError, match="mine"):
+        opened(out="mine")
+    assert len(list(Path("mine").iterdir())) == 3
 
 
 def test_where_and_how_far_a_run_goes_may_differ():
