@@ -122,8 +122,11 @@ class CTranslate:
                 for one in found for hypothesis in one.hypotheses]
 
 
-def joeynmt(config, label_smoothing):
-    """JoeyNMT's transformer, and a function (src, tokens) -> its Batch of our ids."""
+def joeynmt(config, label_smoothing, as_it_comes=False):
+    """JoeyNMT's transformer, and a function (src, tokens) -> its Batch of our ids.
+
+    as_it_comes: it drops attention weights and hidden units of the feed-forward blocks as well.
+    """
     from types import SimpleNamespace
 
     from joeynmt.batch import Batch
@@ -142,7 +145,7 @@ def joeynmt(config, label_smoothing):
         tied_softmax=True, initializer="xavier_uniform", embed_initializer="xavier_uniform"),
         vocabulary, vocabulary)
     model.loss_function = ("crossentropy", label_smoothing)
-    for module in model.modules():  # it drops in more places than the others
+    for module in () if as_it_comes else model.modules():
         if type(module).__name__ == "MultiHeadedAttention":
             module.dropout.p = 0.0
         if type(module).__name__ == "PositionwiseFeedForward":
