@@ -51,22 +51,30 @@ def decode_step(config, sources, samples, source_length, length):
 
 
 def grow(config, sources, samples, source_length, length):
-    """Seconds of the products of `length` decoding steps; the encoder's are left out."""
+    """Seconds of the products of encoding the sources, and of `length` decoding steps."""
     middle = max(1, length // 2)  # attention grows evenly with the position
-    return length * decode_step(config, sources, samples, source_length, middle)
+    memories = config.n_decoder_layers * linear(sources * source_length, config.d_model,
+                                                2 * config.d_model)
+    return (encoder(config, sources, source_length) + memories
+            + length * decode_step(config, sources, samples, source_length, middle))
+
+
+def encoder(config, rows, length, training=False):
+    """Seconds of the products of one pass over `rows` sources."""
+    D, heads, S = config.d_model, config.n_heads, rows * length
+    layer = 2 * linear(S, D, D, training) + linear(S, D, 2 * D, training)
+    layer += linear(S, D, config.d_ff, training) + linear(S, config.d_ff, D, training)
+    layer += attention(rows * heads, length, length, D // heads, training)
+    return config.n_encoder_layers * layer
 
 
 def training_step(config, rows, source_length, length):
     """Seconds of the products of one forward and backward pass over `rows` pairs."""
     D, heads, width = config.d_model, config.n_heads, config.d_model // config.n_heads
     S, T = rows * source_length, rows * length
-    ff = (D, config.d_ff), (config.d_ff, D)
-    square = linear(S, D, D, True), linear(T, D, D, True)
-    encoder = 2 * square[0] + linear(S, D, 2 * D, True) + sum(linear(S, *x, True) for x in ff)
-    encoder += attention(rows * heads, source_length, source_length, width, True)
-    decoder = 4 * square[1] + linear(T, D, 2 * D, True) + linear(S, D, 2 * D, True)
-    decoder += sum(linear(T, *x, True) for x in ff)
-    decoder += attention(rows * heads, length, length, width, True)
-    decoder += attention(rows * heads, length, source_length, width, True)
-    return (config.n_encoder_layers * encoder + config.n_decoder_layers * decoder
+    layer = 4 * linear(T, D, D, True) + linear(T, D, 2 * D, True) + linear(S, D, 2 * D, True)
+    layer += linear(T, D, config.d_ff, True) + linear(T, config.d_ff, D, True)
+    layer += attention(rows * heads, length, length, width, True)
+    layer += attention(rows * heads, length, source_length, width, True)
+    return (encoder(config, rows, source_length, True) + config.n_decoder_layers * layer
             + linear(T, D, config.vocab_size, True))

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from benchmarks import disk, floor, growth, measure, peers
-from model import EOS, PAD, Config, Transformer, sample, shift_right
+from model import EOS, PAD, Cache, Config, Transformer, sample, shift_right
 from pairs import Pairs
 
 SIZES = Config(40, 16, 2, 2, 2, 32, 0.1, 20)
@@ -74,6 +74,11 @@ def test_the_floor_counts_every_product(monkeypatch):
     maps, attention = 6 * D * D + 2 * D * SIZES.d_ff, 2 * D * 4 + 2 * D * 5
     assert floor.decode_step(SIZES, 6, 1, 5, 4) == 6 * (2 * (maps + attention)
                                                         + D * SIZES.vocab_size)
+    counted.clear()
+    with torch.inference_mode():
+        Cache(model, src, 1)
+    assert floor.grow(SIZES, 6, 1, 5, 8) == (sum(counted) + 2 * 2 * 6 * D * 5 * 5
+                                             + 8 * floor.decode_step(SIZES, 6, 1, 5, 4))
 
 
 def test_pairs_on_disk_are_filtered_and_read(tmp_path, capsys):
