@@ -20,6 +20,7 @@ import ctypes
 import dataclasses
 import json
 import math
+import os
 import platform
 import shlex
 import signal
@@ -491,6 +492,10 @@ def choose_device(name):
         if (device.index or 0) >= torch.cuda.device_count():
             raise UserError(f"--device {name}, but this PyTorch sees "
                             f"{torch.cuda.device_count() or 'no'} CUDA device")
+        here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # processes of torchrun's on this machine
+        if here > torch.cuda.device_count():
+            raise UserError(f"{here} processes on a machine with {torch.cuda.device_count()} CUDA "
+                            "device: each needs its own")
         torch.cuda.set_device(parallel.rank() % torch.cuda.device_count())
     return device
 

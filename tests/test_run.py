@@ -15,6 +15,7 @@ import pytest
 import torch
 
 import pairs as pairs_py
+import parallel
 import run as run_module
 import storage
 from pairs import Pairs
@@ -529,6 +530,18 @@ def test_a_device_that_is_not_there():
     if not torch.cuda.is_available():
         with pytest.raises(UserError, match="--device cuda"):
             choose_device("cuda")
+
+
+def test_each_process_needs_its_own_gpu(monkeypatch):
+    chosen = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    monkeypatch.setattr(parallel, "rank", lambda: 5)  # the second of the third machine
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert choose_device("cuda").type == "cuda" and chosen == [1]
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
+    with pytest.raises(UserError, match="3 processes on a machine with 2"):
+        choose_device("cuda")
 
 
 def test_every_module_is_packaged():
