@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import disk, floor, growth, measure, peers
+from benchmarks import cost, disk, floor, growth, measure, peers
 from model import EOS, PAD, Cache, Config, Transformer, sample, shift_right
 from pairs import Pairs
 
@@ -79,6 +79,24 @@ def test_the_floor_counts_every_product(monkeypatch):
         Cache(model, src, 1)
     assert floor.grow(SIZES, 6, 1, 5, 8) == (sum(counted) + 2 * 2 * 6 * D * 5 * 5
                                              + 8 * floor.decode_step(SIZES, 6, 1, 5, 4))
+
+
+def test_what_a_large_run_costs(capsys):
+    cost.main("--preset smoke --sources 2 --samples 3 --rounds 1 --share 0.2".split())
+    lines = json.loads(capsys.readouterr().out.splitlines()[-1])["lines"]
+    assert [line["what"] for line in lines[:3]] == ["Grow", "score", "train, one epoch"]
+    for small, large in zip(lines[:3], lines[3:]):
+        assert small["GB of disk"] == pytest.approx(3.47, rel=0.01)  # 17 + 25 * 8 bytes a pair
+        for key in ("GB of disk", "hours here"):
+            assert large[key] / small[key] == pytest.approx(890 / 16)
+        seconds = 16e6 * float(small["FLOP a pair"]) / (0.2 * 989e12)
+        assert small["h at 0.2 H100"] == pytest.approx(seconds / 3600, rel=0.01)
+
+
+def test_operations_are_counted():
+    x, w = torch.randn(3, 4, requires_grad=True), torch.randn(5, 4, requires_grad=True)
+    assert cost.flop(lambda: torch.nn.functional.linear(x, w)) == 2 * 3 * 4 * 5
+    assert cost.flop(lambda: torch.nn.functional.linear(x, w).sum().backward()) == 6 * 3 * 4 * 5
 
 
 def test_pairs_on_disk_are_filtered_and_read(tmp_path, capsys):
