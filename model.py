@@ -11,8 +11,8 @@ N more queries against the same cross-attention keys, which are never copied.
     out = sample(model, src, n_samples=8, temperature=0.8)
     best = beam_search(model, src, beam=5)
 
-Letters: B sources, N samples per source, S source length, T target length, D width, H heads,
-V vocabulary. Left out on purpose: relative positions, mixture of experts, quantisation, and
+Letters: B sources, N samples per source, R rows that are decoded, S source length, T target length,
+D width, H heads, V vocabulary. Left out on purpose: relative positions, mixture of experts, quantisation, and
 speculative decoding; none of them is needed to understand ReST.
 """
 
@@ -72,13 +72,6 @@ class Attention(nn.Module):
         y = F.scaled_dot_product_attention(q, *keys_values, attn_mask=mask, is_causal=causal)
         return self.out(y.transpose(1, 2).flatten(2))  # (B, T, D)
 
-    def step(self, x, cache):
-        """One target position of B x N rows, x (B, N, D), over all that `cache` holds of them."""
-        keys, values = cache.append(*(kv.transpose(1, 2) for kv in self.keys_values(x)))
-        q = self.query(x).unflatten(-1, (self.n_heads, 1, -1)).flatten(0, 1)  # (B*N, H, 1, D/H)
-        y = F.scaled_dot_product_attention(q, keys.flatten(0, 1), values.flatten(0, 1))
-        return self.out(y.reshape(x.shape))
-
 
 class Dropout(nn.Module):
     """Dropout with masks from random bytes: p is rounded to 1/256.
@@ -122,12 +115,6 @@ class EncoderLayer(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    """Serves training, x (B, T, D), and cached decoding, x (B, N, D), alike.
-
-    In both, the second dimension holds queries that share a source: T positions of one target, or
-    one position of N targets. Only self-attention has to know which.
-    """
-
     def __init__(self, config):
         super().__init__()
         self.self_attention, self.cross_attention = Attention(config), Attention(config)
@@ -135,15 +122,21 @@ class DecoderLayer(nn.Module):
         self.norms = nn.ModuleList(nn.LayerNorm(config.d_model) for _ in range(3))
         self.dropout = Dropout(config.dropout)
 
-    def forward(self, x, memory, mask, cache=None):
+    def forward(self, x, memory, mask):
+        """T positions of one target for each source, x (B, T, D)."""
         h = self.norms[0](x)
-        if cache is None:
-            h = self.self_attention(h, self.self_attention.keys_values(h), causal=True)
-        else:
-            h = self.self_attention.step(h, cache)
+        h = self.self_attention(h, self.self_attention.keys_values(h), causal=True)
         x = x + self.dropout(h)
         x = x + self.dropout(self.cross_attention(self.norms[1](x), memory, mask))
         return x + self.dropout(self.feed_forward(self.norms[2](x)))
+
+    def step(self, x, memory, past, cache):
+        """The same for one position of R rows, x (R, 1, D), after the positions in `past`."""
+        h = self.norms[0](x)
+        x = x + self.self_attention(h, past.append(self.self_attention.keys_values(h)))
+        h = cache.together(self.norms[1](x))  # to a source, its rows are like positions
+        x = x + cache.apart(self.cross_attention(h, memory, cache.mask))
+        return x + self.feed_forward(self.norms[2](x))
 
 
 class Transformer(nn.Module):
@@ -165,9 +158,9 @@ class Transformer(nn.Module):
                 nn.init.xavier_uniform_(parameter)
         nn.init.normal_(self.embedding.weight, std=config.d_model**-0.5)
 
-    def embed(self, tokens, start=0, length=None):
-        """Ids (B, T) -> (B, T, D). With `length` = 1 all of them stand at the position `start`."""
-        positions = self.positions[start : start + (length or tokens.size(1))]
+    def embed(self, tokens, start=0):
+        """Ids (B, T), the first of which stand at the position `start` -> (B, T, D)."""
+        positions = self.positions[start : start + tokens.size(1)]
         x = self.embedding(tokens) * math.sqrt(self.config.d_model)
         return self.dropout(x + positions.to(x.dtype))
 
@@ -194,12 +187,12 @@ class Transformer(nn.Module):
         return self.logits(self.decode(tgt, *self.encode(src)))
 
     def step(self, last, cache):
-        """The next logits (B, N, V), given the last tokens (B, N) of every row."""
-        x = self.embed(last, start=cache.length, length=1)
-        for layer, memory, kv in zip(self.decoder, cache.memories, cache.layers):
-            x = layer(x, memory, cache.mask, kv)
+        """The next logits (R, V), given the last token of every row (R,)."""
+        x = self.embed(last[:, None], start=cache.length)
+        for layer, memory, past in zip(self.decoder, cache.memories, cache.layers):
+            x = layer.step(x, memory, past, cache)
         cache.length += 1
-        return self.logits(self.decoder_norm(x))
+        return self.logits(self.decoder_norm(x[:, 0]))
 
 
 def sinusoids(length, width):
@@ -230,45 +223,70 @@ def at_least_float32(x):
 
 
 class LayerCache:
-    """Self-attention keys and values of one layer, (B, N, H, capacity, D/H), filled from the left.
+    """Self-attention keys and values of one layer, (R, H, t, D/H), in buffers with some room.
 
     The buffers are made when the first keys come in, and so take over their dtype and device.
     """
 
-    def __init__(self, capacity):
-        self.capacity, self.length, self.buffers = capacity, 0, None
+    ROOM = 16  # positions that a full buffer grows by
 
-    def append(self, *new):
-        """Keys and values (B, N, H, D/H) of the next position -> all so far (B, N, H, t, D/H)."""
-        if self.buffers is None:
-            self.buffers = [x.new_empty(*x.shape[:3], self.capacity, x.size(3)) for x in new]
+    def __init__(self):
+        self.length, self.buffers = 0, None
+
+    def append(self, new):
+        """Keys and values (R, H, 1, D/H) of the next position -> all so far (R, H, t, D/H)."""
+        if self.length % self.ROOM == 0:
+            self.buffers = [F.pad(x, (0, 0, 0, self.ROOM))
+                            for x in self.buffers or [x[:, :, :0] for x in new]]
         for buffer, x in zip(self.buffers, new):
-            buffer[:, :, :, self.length] = x
+            buffer[:, :, self.length] = x[:, :, 0]
         self.length += 1
-        return [buffer[:, :, :, : self.length] for buffer in self.buffers]
-
-    def select(self, sources, samples):
-        room = (0, 0, 0, self.capacity - self.length)
-        self.buffers = [F.pad(x[:, :, :, : self.length][sources[:, None], samples], room)
-                        for x in self.buffers]
+        return [buffer[:, :, : self.length] for buffer in self.buffers]
 
 
 class Cache:
-    """All that decoding remembers of B sources and the N rows of each."""
+    """All that decoding remembers of B sources, and of R rows that are drawn for them.
 
-    def __init__(self, model, src, capacity):
+    At first there are N rows for each source. When some have ended they differ in number; only
+    cross-attention has to have them as a rectangle, in which then some places are empty.
+    """
+
+    def __init__(self, model, src, n_samples):
         memory, self.mask = model.encode(src)
         self.length = 0
         self.memories = [layer.cross_attention.keys_values(memory) for layer in model.decoder]
-        self.layers = [LayerCache(capacity) for _ in model.decoder]
+        self.layers = [LayerCache() for _ in model.decoder]
+        self.source = torch.arange(len(src), device=src.device).repeat_interleave(n_samples)
+        self.arrange()
 
-    def select(self, sources, samples):
-        """Keep the given sources (B',), rising, and of each the given rows (B', N')."""
-        if len(sources) < len(self.mask):
-            self.mask = self.mask[sources]
-            self.memories = [[x[sources] for x in memory] for memory in self.memories]
+    def arrange(self):
+        """Number the places of a rectangle B x N, and find one for each row."""
+        count = self.source.bincount(minlength=len(self.mask))
+        before = count.cumsum(0) - count  # rows of earlier sources
+        self.shape = len(count), int(count.max())
+        nth = torch.arange(len(self.source), device=count.device) - before[self.source]
+        self.place = self.source * self.shape[1] + nth
+
+    def together(self, x):
+        """(R, 1, D) -> (B, N, D): the rows of a source side by side."""
+        x = x[:, 0]
+        spread = x.new_zeros(self.shape[0] * self.shape[1], x.size(-1))
+        spread[self.place] = x
+        return spread.view(*self.shape, -1)
+
+    def apart(self, x):
+        """(B, N, D) -> (R, 1, D)"""
+        return x.flatten(0, 1)[self.place][:, None]
+
+    def select(self, rows):
+        """Keep these rows (R',), in order of their sources, and the sources that still have any."""
+        left, self.source = self.source[rows].unique_consecutive(return_inverse=True)
+        if len(left) < len(self.mask):
+            self.mask = self.mask[left]
+            self.memories = [[x[left] for x in memory] for memory in self.memories]
         for layer in self.layers:
-            layer.select(sources, samples)
+            layer.buffers = [x[rows] for x in layer.buffers]
+        self.arrange()
 
 
 # ------------------------------------------------------------------------------------ sampling
@@ -282,7 +300,8 @@ class Samples:
     logprobs: torch.Tensor
 
 
-COMPACT_EVERY = 4  # steps between two looks at which rows still live (on CUDA a look waits)
+LOOK_EVERY = {"cpu": 2, "cuda": 8}  # steps until a look at which rows have ended; on CUDA it waits
+WORTH_IT = 0.9  # are fewer than this share of them left, the cache is copied without the others
 
 
 def sample(model, src, n_samples=1, max_len=None, temperature=1.0, top_k=0, top_p=1.0,
@@ -306,21 +325,25 @@ def sample(model, src, n_samples=1, max_len=None, temperature=1.0, top_k=0, top_
     precision = torch.promote_types(model.embedding.weight.dtype, torch.float32)
     logprobs = torch.zeros(n_rows, max_len, dtype=precision, device=src.device)
     with evaluating(model), torch.inference_mode():
-        cache = Cache(model, src, max_len)
-        row = torch.arange(n_rows, device=src.device).view(len(src), n_samples)  # of the output
+        cache = Cache(model, src, n_samples)
+        row = torch.arange(n_rows, device=src.device)  # of the output, for each row here
         last = torch.full_like(row, BOS)
         live = torch.ones_like(row, dtype=torch.bool)
+        look = LOOK_EVERY.get(src.device.type, 8)
         for t in range(max_len):
-            logits = at_least_float32(model.step(last, cache))  # (B', N', V), the rows left
+            logits = at_least_float32(model.step(last, cache))  # (R, V), of the rows left
             u = uniform(n_rows, generator, src.device)[row]
             last, logprob = draw(logits, u, temperature, top_k, top_p)
             last = last.where(live, PAD)
             tokens[row, t], logprobs[row, t] = last, logprob.where(live, 0.0)
             live &= last != EOS
-            if t % COMPACT_EVERY == COMPACT_EVERY - 1:
-                if not live.any():
+            if t % look == look - 1:
+                left = live.nonzero()[:, 0]
+                if len(left) == 0:
                     break
-                row, last, live = compact(cache, row, last, live)
+                if len(left) < WORTH_IT * len(live):
+                    cache.select(left)
+                    row, last, live = row[left], last[left], live[left]
         longest = int((tokens != PAD).any(0).sum())
     shape = (len(src), n_samples, longest)  # clone, to let go of the unused width
     return Samples(tokens[:, :longest].clone().view(shape),
@@ -381,21 +404,6 @@ def truncate(probs, top_k, top_p):
     return probs
 
 
-def compact(cache, row, last, live):
-    """Drop sources whose rows have all ended, and the columns that no source needs any more.
-
-    row, last, live: (B, N). Each source's live rows move to the front, and N shrinks to the
-    largest live count, so the batch stays a rectangle that shares its cross-attention.
-    """
-    sources = live.any(1).nonzero()[:, 0]
-    n = int(live.sum(1).max())
-    if len(sources) * n > 0.8 * live.numel():
-        return row, last, live  # copying the cache would cost more than it saves
-    samples = live[sources].sort(dim=1, descending=True, stable=True).indices[:, :n]
-    cache.select(sources, samples)
-    return [x[sources[:, None], samples] for x in (row, last, live)]
-
-
 def uniform(n, generator, device):
     """n numbers in [0, 1), drawn where the generator lives and moved to `device`."""
     at = generator.device if generator is not None else device
@@ -419,7 +427,7 @@ def beam_search(model, src, beam=5, max_len=None, length_penalty=1.0):
     n_sources = len(src)
     best = src.new_full((n_sources, max_len), PAD)
     with evaluating(model), torch.inference_mode():
-        cache = Cache(model, src, max_len)
+        cache = Cache(model, src, beam)
         source = torch.arange(n_sources, device=src.device)  # of the output, for each row here
         history = src.new_full((n_sources, beam, max_len), PAD)
         last = src.new_full((n_sources, beam), BOS)
@@ -429,9 +437,9 @@ def beam_search(model, src, beam=5, max_len=None, length_penalty=1.0):
         best_score = torch.full_like(score[:, 0], -math.inf)
         ended = torch.zeros_like(source)
         for t in range(max_len):
-            logprobs = at_least_float32(model.step(last, cache)).log_softmax(-1)
+            logprobs = at_least_float32(model.step(last.flatten(), cache)).log_softmax(-1)
             logprobs[..., [PAD, BOS]] = -math.inf
-            total = (score[..., None] + logprobs).flatten(1)  # (B', beam * V)
+            total = (score.flatten()[:, None] + logprobs).view(len(score), -1)  # (B', beam * V)
             # 2 * beam candidates, of which at most `beam` end: so `beam` always go on.
             candidate, index = total.topk(2 * beam)
             parent, token = index // logprobs.size(-1), index % logprobs.size(-1)
@@ -455,7 +463,7 @@ def beam_search(model, src, beam=5, max_len=None, length_penalty=1.0):
             history = history[alive[:, None], parent[alive]]
             source, last, score, ended = (x[alive] for x in (source, last, score, ended))
             history[:, :, t] = last
-            cache.select(alive, parent[alive])
+            cache.select((alive[:, None] * beam + parent[alive]).flatten())
         never = best_score[source] == -math.inf  # of those that ran to the end
         if never.any():
             text = history.gather(1, parent[:, :1, None].expand(-1, 1, max_len))[:, 0]

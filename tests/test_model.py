@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 import model as model_py
-from model import (BOS, EOS, PAD, Cache, Config, Transformer, beam_search, draw, sample,
+from model import (BOS, EOS, PAD, Cache, Config, LayerCache, Transformer, beam_search, draw, sample,
                    shift_right, token_logprobs, truncate)
 
 V = 11  # the vocabulary of most models here
@@ -90,7 +90,7 @@ def lengths_of(tokens):
 def count_compactions(monkeypatch, every=1):
     """Compact as often as that; the list returned grows by one with every compaction."""
     calls, select = [], Cache.select
-    monkeypatch.setattr(model_py, "COMPACT_EVERY", every)
+    monkeypatch.setitem(model_py.LOOK_EVERY, "cpu", every)
     monkeypatch.setattr(Cache, "select", lambda *args: (calls.append(1), select(*args)))
     return calls
 
@@ -104,27 +104,29 @@ def test_cached_logits_are_the_uncached_ones_at_every_step(dtype, tolerance):
     tgt = torch.randint(EOS, V, (len(src), n, 12), generator=rng(1))
     tgt[:, :, 0] = BOS
     full = net(src.repeat_interleave(n, 0), tgt.flatten(0, 1)).view(len(src), n, 12, V)
-    cache = Cache(net, src, capacity=12)
+    cache = Cache(net, src, n)
     for t in range(12):
-        cached = net.step(tgt[:, :, t], cache)
-        assert (cached - full[:, :, t]).abs().max() < tolerance
+        cached = net.step(tgt[:, :, t].flatten(), cache)
+        assert (cached - full[:, :, t].flatten(0, 1)).abs().max() < tolerance
 
 
 @pytest.mark.parametrize("dtype, tolerance", TOLERANCES)
-def test_cached_logits_after_rows_and_sources_are_dropped_reordered_and_repeated(dtype, tolerance):
+def test_cached_logits_after_rows_are_dropped_reordered_and_repeated(monkeypatch, dtype, tolerance):
+    """Also when a buffer has to grow, and when sources have different numbers of rows."""
+    monkeypatch.setattr(LayerCache, "ROOM", 5)
     net, src = tiny(dtype=dtype), ragged(2, 6, 4)
-    tgt = torch.randint(EOS, V, (len(src), 3, 12), generator=rng(1))
-    tgt[:, :, 0] = BOS
-    selections = {3: ([0, 1, 2], [[2, 0], [1, 1], [0, 2]]), 7: ([0, 2], [[1], [0]])}
-    cache = Cache(net, src, capacity=12)
+    source, tgt = torch.arange(3).repeat_interleave(3), torch.randint(EOS, V, (9, 12),
+                                                                       generator=rng(1))
+    tgt[:, 0] = BOS
+    selections = {3: [2, 0, 4, 4, 6], 7: [1, 0, 4], 8: [1, 2]}  # of source 0, 1, 2; 0, 2; 0, 2
+    cache = Cache(net, src, 3)
     for t in range(12):
         if t in selections:
-            sources, samples = map(torch.tensor, selections[t])
-            cache.select(sources, samples)
-            src, tgt = src[sources], tgt[sources[:, None], samples]
-        n = tgt.size(1)
-        full = net(src.repeat_interleave(n, 0), tgt[:, :, : t + 1].flatten(0, 1))[:, -1]
-        assert (net.step(tgt[:, :, t], cache).flatten(0, 1) - full).abs().max() < tolerance
+            cache.select(torch.tensor(selections[t]))
+            source, tgt = source[selections[t]], tgt[selections[t]]
+        full = net(src[source], tgt[:, : t + 1])[:, -1]
+        assert (net.step(tgt[:, t], cache) - full).abs().max() < tolerance
+    assert len(cache.mask) == 2 and cache.layers[0].buffers[0].size(2) == 15
 
 
 @pytest.mark.parametrize("how", [{}, dict(temperature=0.5), dict(temperature=0), dict(top_k=3),
