@@ -11,9 +11,9 @@ N more queries against the same cross-attention keys, which are never copied.
     out = sample(model, src, n_samples=8, temperature=0.8)
     best = beam_search(model, src, beam=5)
 
-Letters: B sources, N samples per source, R rows that are decoded, S source length, T target length,
-D width, H heads, V vocabulary. Left out on purpose: relative positions, mixture of experts, quantisation, and
-speculative decoding; none of them is needed to understand ReST.
+Letters: B sources, N samples per source, R rows being decoded, S source length, T target length,
+D width, H heads, V vocabulary. Left out on purpose: relative positions, mixture of experts,
+quantisation, and speculative decoding; none of them is needed to understand ReST.
 """
 
 import math
