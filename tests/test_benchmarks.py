@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import cost, disk, floor, growth, measure, peers
+from benchmarks import cost, disk, floor, growth, measure, parts, peers
 from model import EOS, PAD, Cache, Config, Transformer, sample, shift_right
 from pairs import Pairs
 
@@ -97,6 +97,25 @@ def test_operations_are_counted():
     x, w = torch.randn(3, 4, requires_grad=True), torch.randn(5, 4, requires_grad=True)
     assert cost.flop(lambda: torch.nn.functional.linear(x, w)) == 2 * 3 * 4 * 5
     assert cost.flop(lambda: torch.nn.functional.linear(x, w).sum().backward()) == 6 * 3 * 4 * 5
+
+
+@pytest.mark.parametrize("part", [*parts.TRAINING.values(), *parts.GROW.values()],
+                         ids=[*parts.TRAINING, *parts.GROW])
+def test_a_part_is_left_out_and_put_back(part):
+    target, name, replacement = part
+    seen, whole = [], getattr(target, name)
+    parts.without(part, lambda: seen.append(getattr(target, name)))()
+    parts.without(None, lambda: seen.append(getattr(target, name)))()
+    assert seen == [replacement, whole] and whole is not replacement
+
+
+def test_training_and_drawing_run_without_any_of_their_parts():
+    src = torch.randint(4, 40, (3, 5))
+    for parts_of, run in (
+            (parts.GROW, lambda: sample(peers.NeverEnding(SIZES).eval(), src, 2, 5)),
+            (parts.TRAINING, parts.ours(SIZES, [(src, src)]))):
+        for part in parts_of.values():
+            parts.without(part, run)()
 
 
 def test_pairs_on_disk_are_filtered_and_read(tmp_path, capsys):

@@ -1,0 +1,77 @@
+"""Where the time goes: a training step and a Grow, with one part after the other left out.
+
+    python -m benchmarks.parts --width 128 256
+
+Dense batches of 2 048 tokens; 32 sources times 16 samples of 32 tokens. "Products" is the floor of
+benchmarks.floor; the other shares are what is saved without that part. What is missing to 1 is
+copies, sums, gradients of biases, the optimiser, Python.
+"""
+
+import argparse
+from contextlib import nullcontext
+from unittest.mock import patch
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+import losses
+import model
+from benchmarks import floor, peers
+from benchmarks.grow import sizes
+from benchmarks.measure import Table, median, side_by_side
+from benchmarks.training import dense, ours
+from run import keep_memory
+
+
+def no_attention(q, k, v, **_):
+    """No scores and no softmax, but all projections stay in use."""
+    return q + k + v if q.shape == k.shape else q
+
+
+def identity(self, x):
+    return x
+
+
+BOTH = {"attention": (F, "scaled_dot_product_attention", no_attention),
+        "layer norms": (nn.LayerNorm, "forward", identity), "ReLU": (nn.ReLU, "forward", identity)}
+TRAINING = BOTH | {"loss over V": (losses, "bc", lambda logits, *_: logits.mean()),
+                   "dropout": (model.Dropout, "forward", identity)}
+GROW = BOTH | {"draw": (model, "draw", lambda logits, u, *_: (torch.full_like(u, 4).long(), u))}
+
+
+def without(part, function):
+    def run():
+        with patch.object(*part) if part else nullcontext():
+            function()
+    return run
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.parts",
+                                     description=__doc__.split("\n")[0])
+    parser.add_argument("--width", type=int, nargs="+", default=[128])
+    parser.add_argument("--rounds", type=int, default=7)
+    args = parser.parse_args(argv)
+    keep_memory()
+    pairs, src = dense(2048, 5), torch.randint(4, 4000, (32, 16))
+    table = Table("width", "what", "part", "share")
+    for width in args.width:
+        config = sizes(width, 32)
+        policy = peers.NeverEnding(config).eval()
+        for what, parts, function, least in (
+                ("training", TRAINING, lambda: ours(config, pairs),
+                 lambda: sum(floor.training_step(config, *x.shape, y.size(1)) for x, y in pairs)),
+                ("Grow", GROW, lambda: lambda: model.sample(policy, src, 16, 32),
+                 lambda: floor.grow(config, 32, 16, 16, 32))):
+            seconds = side_by_side({name: without(part, function()) for name, part in
+                                    {"all": None, **parts}.items()}, args.rounds)
+            table.add(width, what, "products", least() / median(seconds["all"]))
+            for name in parts:
+                table.add(width, what, name, median(
+                    1 - b / a for a, b in zip(seconds["all"], seconds[name])))
+    table.end()
+
+
+if __name__ == "__main__":
+    main()
