@@ -260,12 +260,11 @@ class Cache:
         self.arrange()
 
     def arrange(self):
-        """Number the places of a rectangle B x N, and find one for each row."""
-        count = self.source.bincount(minlength=len(self.mask))
-        before = count.cumsum(0) - count  # rows of earlier sources
-        self.shape = len(count), int(count.max())
-        nth = torch.arange(len(self.source), device=count.device) - before[self.source]
-        self.place = self.source * self.shape[1] + nth
+        """Find each row a place of its own in a rectangle B x N, among those of its source."""
+        n = int(self.source.bincount().max())
+        self.shape = len(self.mask), n
+        nth = torch.arange(len(self.source), device=self.source.device) % n  # n in a row all differ
+        self.place = self.source * n + nth
 
     def together(self, x):
         """(R, 1, D) -> (B, N, D): the rows of a source side by side."""
