@@ -1,12 +1,12 @@
-"""What a D_g as large as the paper's would cost: arithmetic from FLOP counted and rates measured here.
+"""What a D_g as large as the paper's would cost: FLOP counted, rates measured, and arithmetic.
 
     python -m benchmarks.cost                    # the model of --preset gpu
     python -m benchmarks.cost --preset cpu
 
 PyTorch counts the floating-point operations of drawing, scoring and training on a few pairs of 25
-tokens; the clock gives the rate at which this machine does them. Both grow with the number of pairs,
-and so do bytes on the disk. The GPU's column is no measurement: it assumes that a share of the peak
-that its maker states is reached.
+tokens; the clock gives the rate at which this machine does them. Hours grow with the number of
+pairs, and so do bytes on the disk. The GPU's column is no measurement: it assumes that a share of
+the peak that its maker states is reached.
 """
 
 import argparse
