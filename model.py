@@ -131,9 +131,9 @@ class DecoderLayer(nn.Module):
         return x + self.dropout(self.feed_forward(self.norms[2](x)))
 
     def step(self, x, memory, past, cache):
-        """The same for one position of R rows, x (R, 1, D), after the positions in `past`."""
+        """The same for the newest position of R rows, x (R, 1, D); `past` is this layer's."""
         h = self.norms[0](x)
-        x = x + self.self_attention(h, past.append(self.self_attention.keys_values(h)))
+        x = x + self.self_attention(h, cache.append(past, self.self_attention.keys_values(h)))
         h = cache.together(self.norms[1](x))  # to a source, its rows are like positions
         x = x + cache.apart(self.cross_attention(h, memory, cache.mask))
         return x + self.feed_forward(self.norms[2](x))
@@ -187,11 +187,10 @@ class Transformer(nn.Module):
         return self.logits(self.decode(tgt, *self.encode(src)))
 
     def step(self, last, cache):
-        """The next logits (R, V), given the last token of every row (R,)."""
-        x = self.embed(last[:, None], start=cache.length)
-        for layer, memory, past in zip(self.decoder, cache.memories, cache.layers):
+        """The next logits (R, V), given the last token of every row (R,), and cache.advance()."""
+        x = self.embed(last[:, None], start=cache.length - 1)
+        for layer, memory, past in zip(self.decoder, cache.memories, cache.pasts):
             x = layer.step(x, memory, past, cache)
-        cache.length += 1
         return self.logits(self.decoder_norm(x[:, 0]))
 
 
@@ -222,42 +221,38 @@ def at_least_float32(x):
 # ---------------------------------------------------------------------------------- the cache
 
 
-class LayerCache:
-    """Self-attention keys and values of one layer, (R, H, t, D/H), in buffers with some room.
-
-    The buffers are made when the first keys come in, and so take over their dtype and device.
-    """
-
-    ROOM = 16  # positions that a full buffer grows by
-
-    def __init__(self):
-        self.length, self.buffers = 0, None
-
-    def append(self, new):
-        """Keys and values (R, H, 1, D/H) of the next position -> all so far (R, H, t, D/H)."""
-        if self.length % self.ROOM == 0:
-            self.buffers = [F.pad(x, (0, 0, 0, self.ROOM))
-                            for x in self.buffers or [x[:, :, :0] for x in new]]
-        for buffer, x in zip(self.buffers, new):
-            buffer[:, :, self.length] = x[:, :, 0]
-        self.length += 1
-        return [buffer[:, :, : self.length] for buffer in self.buffers]
-
-
 class Cache:
     """All that decoding remembers of B sources, and of R rows that are drawn for them.
 
     At first there are N rows for each source. When some have ended they differ in number; only
     cross-attention has to have them as a rectangle, in which then some places are empty.
+
+    memories, pasts: for each layer its keys and values, (B, H, S, D/H) of the sources, and
+    (R, H, room, D/H) of the rows, of which the first `length` positions are filled.
     """
+
+    ROOM = 16  # positions that the buffers of `pasts` grow by when they are full
 
     def __init__(self, model, src, n_samples):
         memory, self.mask = model.encode(src)
-        self.length = 0
         self.memories = [layer.cross_attention.keys_values(memory) for layer in model.decoder]
-        self.layers = [LayerCache() for _ in model.decoder]
         self.source = torch.arange(len(src), device=src.device).repeat_interleave(n_samples)
+        self.pasts = [[x.new_empty(len(self.source), x.size(1), 0, x.size(3)) for x in memory]
+                      for memory in self.memories]
+        self.length = 0
         self.arrange()
+
+    def advance(self):
+        """Go to the next position, and have room for it."""
+        if self.length == self.pasts[0][0].size(2):
+            self.pasts = [[F.pad(x, (0, 0, 0, self.ROOM)) for x in past] for past in self.pasts]
+        self.length += 1
+
+    def append(self, past, new):
+        """Keys and values (R, H, 1, D/H) of this position -> all so far (R, H, length, D/H)."""
+        for buffer, x in zip(past, new):
+            buffer[:, :, self.length - 1 : self.length] = x
+        return [buffer[:, :, : self.length] for buffer in past]
 
     def arrange(self):
         """Find each row a place of its own in a rectangle B x N, among those of its source."""
@@ -283,8 +278,7 @@ class Cache:
         if len(left) < len(self.mask):
             self.mask = self.mask[left]
             self.memories = [[x[left] for x in memory] for memory in self.memories]
-        for layer in self.layers:
-            layer.buffers = [x[rows] for x in layer.buffers]
+        self.pasts = [[x[rows] for x in past] for past in self.pasts]
         self.arrange()
 
 
@@ -304,14 +298,15 @@ WORTH_IT = 0.9  # are fewer than this share of them left, the cache is copied wi
 
 
 def sample(model, src, n_samples=1, max_len=None, temperature=1.0, top_k=0, top_p=1.0,
-           generator=None):
+           generator=None, step=Transformer.step):
     """Draw y ~ π(·|x), `n_samples` for each source. temperature = 0 is greedy.
 
     src: (B, S) int64, right-padded. max_len: most tokens of an output, eos included (default: the
     model's). top_k = 0 and top_p = 1 truncate nothing. The log-probabilities returned are those
-    of the untempered, untruncated policy; pad and bos are never drawn. Each step takes one uniform
-    number per row from `generator`, whether the row still lives or not, so that what a row becomes
-    does not depend on when the others end. Raises ValueError on arguments out of range.
+    of the untempered, untruncated policy; pad and bos are never drawn. All random numbers are taken
+    from `generator` at the start, one for each row and position, so that what a row becomes does
+    not depend on when the others end. step: Transformer.step, or the same compiled. Raises
+    ValueError on arguments out of range.
     """
     max_len = model.config.max_len if max_len is None else max_len
     check(n_samples >= 1, f"n_samples = {n_samples}, but must be at least 1")
@@ -328,11 +323,12 @@ def sample(model, src, n_samples=1, max_len=None, temperature=1.0, top_k=0, top_
         row = torch.arange(n_rows, device=src.device)  # of the output, for each row here
         last = torch.full_like(row, BOS)
         live = torch.ones_like(row, dtype=torch.bool)
+        uniform = random_numbers((max_len, n_rows), generator, src.device)
         look = LOOK_EVERY.get(src.device.type, 8)
         for t in range(max_len):
-            logits = at_least_float32(model.step(last, cache))  # (R, V), of the rows left
-            u = uniform(n_rows, generator, src.device)[row]
-            last, logprob = draw(logits, u, temperature, top_k, top_p)
+            cache.advance()
+            logits = at_least_float32(step(model, last, cache))  # (R, V), of the rows left
+            last, logprob = draw(logits, uniform[t, row], temperature, top_k, top_p)
             last = last.where(live, PAD)
             tokens[row, t], logprobs[row, t] = last, logprob.where(live, 0.0)
             live &= last != EOS
@@ -403,10 +399,10 @@ def truncate(probs, top_k, top_p):
     return probs
 
 
-def uniform(n, generator, device):
-    """n numbers in [0, 1), drawn where the generator lives and moved to `device`."""
+def random_numbers(shape, generator, device):
+    """Uniform in [0, 1), drawn where the generator lives and moved to `device`."""
     at = generator.device if generator is not None else device
-    return torch.rand(n, generator=generator, device=at).to(device)
+    return torch.rand(shape, generator=generator, device=at).to(device)
 
 
 # --------------------------------------------------------------------------------- beam search
@@ -436,6 +432,7 @@ def beam_search(model, src, beam=5, max_len=None, length_penalty=1.0):
         best_score = torch.full_like(score[:, 0], -math.inf)
         ended = torch.zeros_like(source)
         for t in range(max_len):
+            cache.advance()
             logprobs = at_least_float32(model.step(last.flatten(), cache)).log_softmax(-1)
             logprobs[..., [PAD, BOS]] = -math.inf
             total = (score.flatten()[:, None] + logprobs).view(len(score), -1)  # (B', beam * V)

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 import model as model_py
-from model import (BOS, EOS, PAD, Cache, Config, LayerCache, Transformer, beam_search, draw, sample,
+from model import (BOS, EOS, PAD, Cache, Config, Transformer, beam_search, draw, sample,
                    shift_right, token_logprobs, truncate)
 
 V = 11  # the vocabulary of most models here
@@ -106,6 +106,7 @@ def test_cached_logits_are_the_uncached_ones_at_every_step(dtype, tolerance):
     full = net(src.repeat_interleave(n, 0), tgt.flatten(0, 1)).view(len(src), n, 12, V)
     cache = Cache(net, src, n)
     for t in range(12):
+        cache.advance()
         cached = net.step(tgt[:, :, t].flatten(), cache)
         assert (cached - full[:, :, t].flatten(0, 1)).abs().max() < tolerance
 
@@ -113,7 +114,7 @@ def test_cached_logits_are_the_uncached_ones_at_every_step(dtype, tolerance):
 @pytest.mark.parametrize("dtype, tolerance", TOLERANCES)
 def test_cached_logits_after_rows_are_dropped_reordered_and_repeated(monkeypatch, dtype, tolerance):
     """Also when a buffer has to grow, and when sources have different numbers of rows."""
-    monkeypatch.setattr(LayerCache, "ROOM", 5)
+    monkeypatch.setattr(Cache, "ROOM", 5)
     net, src = tiny(dtype=dtype), ragged(2, 6, 4)
     source, tgt = torch.arange(3).repeat_interleave(3), torch.randint(EOS, V, (9, 12),
                                                                        generator=rng(1))
@@ -125,8 +126,9 @@ def test_cached_logits_after_rows_are_dropped_reordered_and_repeated(monkeypatch
             cache.select(torch.tensor(selections[t]))
             source, tgt = source[selections[t]], tgt[selections[t]]
         full = net(src[source], tgt[:, : t + 1])[:, -1]
+        cache.advance()
         assert (net.step(tgt[:, t], cache) - full).abs().max() < tolerance
-    assert len(cache.mask) == 2 and cache.layers[0].buffers[0].size(2) == 15
+    assert len(cache.mask) == 2 and cache.pasts[0][0].size(2) == 15
 
 
 @pytest.mark.parametrize("how", [{}, dict(temperature=0.5), dict(temperature=0), dict(top_k=3),
@@ -408,7 +410,7 @@ def test_decoding_is_without_dropout_and_leaves_every_mode_as_it_was(monkeypatch
     decode(net, src)
     assert [module.training for module in net.modules()] == modes and len(set(modes)) == 2
     assert torch.equal(torch.get_rng_state(), random_state)  # dropout would have drawn from it
-    monkeypatch.setattr(net, "step", lambda *args: 1 / 0)
+    monkeypatch.setattr(net, "logits", lambda *args: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         decode(net, src)
     assert [module.training for module in net.modules()] == modes
