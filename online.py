@@ -101,8 +101,8 @@ def ppo_round(policy, bc, chosen, task, settings, hp, optimizer, k):
     """
     begin, sources = time.monotonic(), [task.sources[i] for i in chosen]
     seeds = (settings.seed, rest.PPO, k)
-    drawn = rest.grow(policy, sources, settings.ppo_group, seeds, task.max_len, rows=settings.rows,
-                      precision=settings.precision)
+    drawn = rest.grow(policy, sources, settings.ppo_group, seeds, task.max_len,
+                      **settings.decoding())
     drawn = rest.score(drawn, sources, task.reward)
     seconds = time.monotonic() - begin
     groups = drawn.reward.reshape(len(sources), -1)

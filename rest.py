@@ -26,13 +26,13 @@ import torch
 import losses
 import watch
 from filters import FILTERS, HIGHEST, THRESHOLDS, select
-from model import EOS, PAD, sample, shift_right, token_logprobs
+from model import EOS, PAD, Transformer, sample, shift_right, token_logprobs
 from pairs import PART, Pairs
 from parallel import gather, share, sum_up
 from reward import ValueModel, check_rewards, train_value
 from run import check_settings, setting, valid
 from storage import UserError, load_weights
-from train import Training, by_length, compiled, fit, pad, seed_of
+from train import Training, by_length, compiled, fit, moved, pad, seed_of
 
 
 @dataclass
@@ -94,7 +94,7 @@ class Settings:
     rows: int = setting(1024, "outputs drawn at once", low=1)
     precision: str = setting("float32", "of training and sampling",
                              choices=("float32", "bfloat16"))
-    compile: bool = setting(False, "torch.compile the training step of the policy")
+    compile: bool = setting(False, "torch.compile the policy's training and decoding steps")
     seed: int = setting(0, "of everything that is random", low=0, high=2**63 - 1)
 
     def __post_init__(self):
@@ -116,6 +116,10 @@ class Settings:
         """The Improves of Grow g, by number; 0 is the one that keeps all of D_g."""
         last = self.improve[min(g, len(self.improve)) - 1]
         return range(0 if g == 1 and self.unfiltered else 1, last + 1)
+
+    def decoding(self):
+        """How outputs are drawn, whatever they are drawn for: arguments of `grow`."""
+        return {"rows": self.rows, "precision": self.precision, "compile": self.compile}
 
     def training(self, **changes):
         """These settings as those of one `fit`."""
@@ -149,7 +153,7 @@ SOURCES, PPO, VALUE, EVAL, TEST, BEST_OF, EXAMPLES = 55, 77, 99, 101, 102, 103, 
 
 
 def grow(policy, sources, n_samples, seed, max_len, temperature=1.0, top_k=0, top_p=1.0,
-         rows=1024, precision="float32", progress=None):
+         rows=1024, precision="float32", compile=False, progress=None):
     """Draw `n_samples` outputs for each source -> Pairs, in the order of the sources, unscored.
 
     Batches hold sources of like length and are laid out by the sources alone, and each draws from a
@@ -161,12 +165,13 @@ def grow(policy, sources, n_samples, seed, max_len, temperature=1.0, top_k=0, to
     order = np.argsort(lengths, kind="stable")
     cut = [order[at : at + per_batch] for at in range(0, len(order), per_batch)]
     device = policy.embedding.weight.device
+    step = compiled(Transformer.step, device) if compile else Transformer.step
     batches, parts = share(list(enumerate(cut))), []
     for k, index in progress(batches) if progress else batches:
         generator = torch.Generator().manual_seed(seed_of(*seed, k))
         with torch.autocast(device.type, torch.bfloat16, precision == "bfloat16"):
             drawn = sample(policy, pad([sources[i] for i in index], device), n_samples, max_len,
-                           temperature, top_k, top_p, generator)
+                           temperature, top_k, top_p, generator, step)
         parts.append(unpadded(drawn, np.repeat(index, n_samples)))
     pairs = Pairs.join(gather(parts))
     return pairs.select(np.argsort(pairs.source, kind="stable"))
@@ -253,12 +258,11 @@ class Batch:
 def collect(pairs, sources, index, device):
     """The pairs at `index` as one Batch."""
     pairs = pairs.select(index)
-    tokens = pad(pairs.targets(), device)
-    old = torch.zeros(tokens.shape, device=device)
-    old[tokens != PAD] = torch.from_numpy(pairs.logprobs).to(device)
-    reward = torch.from_numpy(pairs.reward).to(device)[:, None]
-    return Batch(pad([sources[i] for i in pairs.source], device), tokens, (tokens != PAD).float(),
-                 reward, old)
+    src, tokens = pad([sources[i] for i in pairs.source]), pad(pairs.targets())
+    mask = (tokens != PAD).float()
+    old = mask.masked_scatter(mask > 0, torch.from_numpy(pairs.logprobs))
+    reward = torch.from_numpy(pairs.reward)[:, None]
+    return Batch(*(moved(x, device) for x in (src, tokens, mask, reward, old)))
 
 
 def improve(policy, pairs, sources, settings, hp, seed, loss="bc", frozen=Frozen(), kept=None,
@@ -270,7 +274,7 @@ def improve(policy, pairs, sources, settings, hp, seed, loss="bc", frozen=Frozen
     """
     kept = np.arange(len(pairs)) if kept is None else np.flatnonzero(kept)
     device = policy.embedding.weight.device
-    forward = compiled(policy) if settings.compile else policy
+    forward = compiled(policy, device) if settings.compile else policy
     log_eta = torch.zeros((), device=device, requires_grad=True)  # V-MPO's temperature, its log
     frozen_copy = FrozenCopy(policy, settings.gold_sync) if loss == "gold" else None
 
@@ -338,13 +342,13 @@ def values_of(value, batch):
 def mean_reward(policy, task, settings):
     """V(π) on D_eval: a sample of each source at temperature 1, the same random numbers always."""
     drawn = grow(policy, task.eval_sources, 1, (settings.seed, EVAL), task.max_len,
-                 rows=settings.rows, precision=settings.precision)
+                 **settings.decoding())
     return float(score(drawn, task.eval_sources, task.reward).reward.mean())
 
 
 def evaluate(policy, bc, task, settings):
     """What a row of the results reports, on test sources; the random numbers never change."""
-    draw = {"max_len": task.max_len, "rows": settings.rows, "precision": settings.precision}
+    draw = {"max_len": task.max_len, **settings.decoding()}
     sampled = grow(policy, task.test_sources, 1, (settings.seed, TEST), **draw)
     greedy = grow(policy, task.test_sources, 1, (0,), temperature=0, **draw)
     sampled, greedy = (score(x, task.test_sources, task.reward) for x in (sampled, greedy))
@@ -389,7 +393,7 @@ def bc_row(bc, task, settings, run):
 def best_of_n(policy, task, settings, counts=(1, 2, 4, 8, 16, 32, 64)):
     """Yields (N, Pairs): for each test source the best by reward of its first N samples."""
     drawn = grow(policy, task.test_sources, max(counts), (settings.seed, BEST_OF), task.max_len,
-                 rows=settings.rows, precision=settings.precision)
+                 **settings.decoding())
     drawn = score(drawn, task.test_sources, task.reward)
     reward = drawn.reward.reshape(len(task.test_sources), max(counts))
     for n in counts:
@@ -440,8 +444,8 @@ def draws(policy, task, settings, g, run):
 
     def draw(index, n, temperature, seeds):
         drawn = grow(policy, [task.sources[i] for i in index], n, seeds, task.max_len, temperature,
-                     settings.top_k, settings.top_p, settings.rows, settings.precision,
-                     run.progress(f"Grow {g}"))
+                     settings.top_k, settings.top_p, **settings.decoding(),
+                     progress=run.progress(f"Grow {g}"))
         return replace(drawn, source=index[drawn.source])
 
     parts = []

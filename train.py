@@ -28,7 +28,14 @@ def pad(sequences, device="cpu"):
     out = np.full((len(sequences), max(1, max(map(len, sequences)))), PAD, np.int64)
     for row, sequence in zip(out, sequences):
         row[: len(sequence)] = sequence
-    return torch.from_numpy(out).to(device)
+    return moved(torch.from_numpy(out), device)
+
+
+def moved(x, device):
+    """A tensor of the CPU on the device; to a GPU it is copied while the program goes on."""
+    if torch.device(device).type == "cuda":
+        x = x.pin_memory()
+    return x.to(device, non_blocking=True)
 
 
 def batches(lengths, batch_tokens, seed):
@@ -72,10 +79,9 @@ def seed_of(*numbers):
 # ------------------------------------------------------------------------------------ optimiser
 
 
-def compiled(model):
-    """torch.compile of its forward pass, or the model as it is where there is no compiler."""
-    device = next(model.parameters()).device
-    return torch.compile(model, dynamic=True) if can_compile(device.type) else model
+def compiled(function, device):
+    """torch.compile of a model or a function, or the same as it is where there is no compiler."""
+    return torch.compile(function, dynamic=True) if can_compile(device.type) else function
 
 
 @functools.cache

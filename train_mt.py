@@ -214,7 +214,7 @@ def made_ratings(bc, texts, split, n, settings):
     outputs = []  # one list of n lines after the other
     for k, temperature in enumerate(settings.rated_temperatures):
         drawn = rest.grow(bc, sources, 1, (settings.seed, 4, k), texts.max_len, temperature,
-                          rows=settings.rows, precision=settings.precision)
+                          **settings.decoding())
         outputs.append(texts.lines(drawn.targets()))
     good = outputs[len(outputs) // 2]
     outputs.append([damage(y, good[rng.integers(len(good))], rng) for y in good])
@@ -286,7 +286,7 @@ def behaviour_cloning(task, texts, settings, run, device):
 
     def validation_bleu():
         greedy = rest.grow(policy, task.eval_sources, 1, (0,), task.max_len, temperature=0,
-                           rows=settings.rows, precision=settings.precision)
+                           **settings.decoding())
         return bleu_chrf(texts.lines(greedy.targets()), texts["val"].targets)[0]
 
     def show(event):
@@ -334,8 +334,7 @@ def train_reward_model(bc, texts, ratings, settings, run):
                         title="reward model")
         val, references = (texts.ids(x[:300]) for x in (texts["val"].sources,
                                                         texts["val"].targets))
-        samples = rest.grow(bc, val, 1, (settings.seed, 5), texts.max_len, rows=settings.rows,
-                            precision=settings.precision)
+        samples = rest.grow(bc, val, 1, (settings.seed, 5), texts.max_len, **settings.decoding())
         judged = rm.judge(model.score, test_sources, test)
         judged["reference above a sample"] = rm.reference_above(model.score, val, references,
                                                                 samples)
@@ -381,7 +380,7 @@ def metrics(texts, task, settings):
     """BLEU and chrF of the outputs that a row reports, and the same on validation, to choose by."""
     def measure(policy, sampled, greedy):
         validation = rest.grow(policy, task.eval_sources, 1, (0,), task.max_len, temperature=0,
-                               rows=settings.rows, precision=settings.precision)
+                               **settings.decoding())
         row = {"val_reward": rest.mean_reward(policy, task, settings),
                "val_greedy_reward": float(rest.score(validation, task.eval_sources, task.reward)
                                           .reward.mean())}

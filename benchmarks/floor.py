@@ -6,12 +6,13 @@ quite a lower bound: a causal attention needs only half of its products, which a
 
 import statistics
 import time
+from collections import Counter
 
 import torch
 import torch.nn.functional as F
 
 
-def seconds_of(function, calls=20):
+def seconds_of(function, calls=7):
     """Median seconds of a call."""
     found = []
     for _ in range(calls):
@@ -66,6 +67,12 @@ def encoder(config, rows, length, training=False):
     layer += linear(S, D, config.d_ff, training) + linear(S, config.d_ff, D, training)
     layer += attention(rows * heads, length, length, D // heads, training)
     return config.n_encoder_layers * layer
+
+
+def training(config, batches):
+    """Seconds of the products of a training step on each of the batches, pairs (B, S), (B, T)."""
+    shapes = Counter((*src.shape, tokens.size(1)) for src, tokens in batches)
+    return sum(count * training_step(config, *shape) for shape, count in shapes.items())
 
 
 def training_step(config, rows, source_length, length):

@@ -41,14 +41,13 @@ def compare(table, policy, src, n_samples, length, hugging_face, rounds, forced)
         translator = peers.CTranslate(hugging_face, kind)
         sides[f"CT2 {kind}"] = lambda translator=translator: translator.generate(
             src, n_samples, length, forced)
-    seconds = side_by_side(sides, rounds)
-    typical = median(seconds["ours"])
-    share = None
     if forced:
-        share = floor.grow(policy.config, len(src), n_samples, src.size(1), length) / typical
+        sides["floor"] = lambda: floor.grow(policy.config, len(src), n_samples, src.size(1), length)
+    seconds = side_by_side(sides, rounds)
     table.add(policy.config.d_model, f"{len(src)} x {n_samples}", length if forced else "ragged",
-              median(drawn) / typical,
-              *(times_faster(seconds, "ours", name) for name in list(sides)[1:]), share)
+              median(drawn) / median(seconds["ours"]),
+              *(times_faster(seconds, "ours", name) for name in list(sides)[1:]),
+              *([] if forced else [None]))
 
 
 def main(argv=None):

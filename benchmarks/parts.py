@@ -19,7 +19,7 @@ import losses
 import model
 from benchmarks import floor, peers
 from benchmarks.grow import sizes
-from benchmarks.measure import Table, median, side_by_side
+from benchmarks.measure import Table, median, side_by_side, times_faster
 from benchmarks.training import dense, ours
 from run import keep_memory
 
@@ -61,12 +61,13 @@ def main(argv=None):
         policy = peers.NeverEnding(config).eval()
         for what, parts, function, least in (
                 ("training", TRAINING, lambda: ours(config, pairs),
-                 lambda: sum(floor.training_step(config, *x.shape, y.size(1)) for x, y in pairs)),
+                 lambda: floor.training(config, pairs)),
                 ("Grow", GROW, lambda: lambda: model.sample(policy, src, 16, 32),
                  lambda: floor.grow(config, 32, 16, 16, 32))):
-            seconds = side_by_side({name: without(part, function()) for name, part in
-                                    {"all": None, **parts}.items()}, args.rounds)
-            table.add(width, what, "products", least() / median(seconds["all"]))
+            sides = {name: without(part, function())
+                     for name, part in {"all": None, **parts}.items()}
+            seconds = side_by_side({**sides, "products": least}, args.rounds)
+            table.add(width, what, "products", times_faster(seconds, "all", "products"))
             for name in parts:
                 table.add(width, what, name, median(
                     1 - b / a for a, b in zip(seconds["all"], seconds[name])))

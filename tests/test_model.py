@@ -6,6 +6,8 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import model as model_py
 from model import (BOS, EOS, PAD, Cache, Config, Transformer, beam_search, draw, sample,
@@ -374,6 +376,46 @@ def test_eos_ends_a_row_and_pad_follows():
         assert PAD not in row[:length] and EOS not in row[: length - 1]
         assert set(row[length:]) <= {PAD}
         assert row[length - 1] == EOS or length == 12
+
+
+class Waits(TorchDispatchMode):
+    """Counts the operations that on CUDA wait for the device, their shape or answer being data."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.overloadpacket.__name__
+        masks = name.startswith("index") and any(
+            x is not None and x.dtype == torch.bool for x in args[1])
+        self.count += masks or name in ("_local_scalar_dense", "item", "is_nonzero", "equal", "nonzero",
+                                        "bincount", "masked_select", "unique_consecutive")
+        return function(*args, **kwargs or {})
+
+
+@pytest.mark.parametrize("how", [{}, dict(temperature=0), dict(temperature=0.5, top_k=3, top_p=0.9)],
+                         ids=str)
+def test_between_two_looks_at_what_has_ended_decoding_waits_for_nothing(monkeypatch, how):
+    monkeypatch.setitem(model_py.LOOK_EVERY, "cpu", 4)
+    net, src, waits = tiny(bias={EOS: -50.0}), ragged(5, 2), {}
+    for length in (3, 7, 11):
+        with Waits() as mode:
+            sample(net, src, 3, length, generator=rng(), **how)
+        waits[length] = mode.count
+    assert waits[7] == waits[3] + 1 and waits[11] == waits[3] + 2
+
+
+def test_the_decoding_step_compiles_to_a_few_graphs_for_all_shapes_and_models():
+    """By the part of the compiler that is Python: one graph a step, no break, tokens as without."""
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("aot_eager")
+    step = torch.compile(Transformer.step, dynamic=True, fullgraph=True, backend=counter)
+    for seed, lengths, n in ((1, (5, 2, 7), 30), (2, (9, 3), 8), (3, (4, 4, 4, 4), 50)):
+        net, src = plain(seed, max_len=20).eval(), ragged(*lengths)
+        expected = sample(net, src, n, generator=rng(seed))
+        found = sample(net, src, n, generator=rng(seed), step=step)
+        assert torch.equal(found.tokens, expected.tokens) and lengths_of(found.tokens).min() < 20
+    assert 1 <= counter.frame_count <= 6
+    torch._dynamo.reset()
 
 
 @pytest.mark.parametrize("how", [{}, dict(temperature=0), dict(top_k=1), dict(top_p=0.1)], ids=str)

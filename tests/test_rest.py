@@ -488,6 +488,20 @@ def test_a_part_of_a_grow_can_be_drawn_again():
                 whole.select(np.isin(whole.source, part)))
 
 
+@pytest.mark.slow
+def test_a_compiled_grow_draws_the_same_samples():
+    """In float64, where another order of the sums decides no draw; and by the compiled step."""
+    if not train.can_compile("cpu"):
+        pytest.skip("there is no compiler")
+    policy, sources = some_policy().double(), some_sources(20, 0)
+    before = dict(torch._dynamo.utils.counters["frames"])
+    found = grow(policy, sources, 3, (1,), MAX_LEN, rows=12, compile=True)
+    assert torch._dynamo.utils.counters["frames"]["ok"] > before.get("ok", 0)
+    expected = grow(policy, sources, 3, (1,), MAX_LEN, rows=12)
+    np.testing.assert_allclose(found.logprobs, expected.logprobs, atol=1e-6)
+    assert same(replace(found, logprobs=expected.logprobs), expected)
+
+
 def test_the_temperature_and_the_truncation_reach_the_sampler():
     policy, sources = some_policy(), some_sources(20, 0)
     plain = grow(policy, sources, 8, (1,), MAX_LEN)

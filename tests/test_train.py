@@ -446,7 +446,8 @@ def test_without_a_compiler_one_line_says_so(capsys):
     torch._dynamo.reset()
     nowhere = {"cpp.cxx": ("no-such-compiler",), "force_disable_caches": True}
     with torch._inductor.config.patch(nowhere):
-        assert compiled(net := Net()) is net and compiled(net) is net
+        net, cpu = Net(), torch.device("cpu")
+        assert compiled(net, cpu) is net and compiled(net, cpu) is net
     said = "".join(capsys.readouterr())
     assert said.count("nothing is compiled: ") == 1 and len(said.splitlines()) == 1
     train.can_compile.cache_clear()
@@ -459,7 +460,7 @@ def test_a_compiled_policy_is_the_same_function():
         pytest.skip("there is no compiler")
     torch.manual_seed(0)
     policy = Transformer(Config(30, 16, 2, 1, 1, 32, 0.0, 20))
-    fast = compiled(policy)
+    fast = compiled(policy, torch.device("cpu"))
     for B, S, T in ((2, 5, 7), (3, 9, 4), (5, 6, 6)):
         src, tgt = torch.randint(3, 30, (B, S)), torch.randint(3, 30, (B, T))
         found = []

@@ -1,0 +1,58 @@
+"""What torch.compile (--compile) is worth: a Grow and a training step, with it and without.
+
+    python -m benchmarks.compiled --width 128 256
+
+32 sources times 1 and 16 samples of 32 tokens; dense batches of 2 048 tokens. "seconds to compile"
+is what the first call takes longer than a later one.
+"""
+
+import argparse
+import time
+
+import torch
+
+from benchmarks.grow import sizes
+from benchmarks.measure import Table, median, side_by_side, times_faster
+from benchmarks.peers import NeverEnding
+from benchmarks.training import dense, ours
+from model import Transformer, sample
+from run import keep_memory
+from train import compiled
+
+
+def growing(config, n_samples, device, compile):
+    """A function that draws."""
+    policy = NeverEnding(config).eval().to(device)
+    src = torch.randint(4, config.vocab_size, (32, 16), device=device)
+    step = compiled(Transformer.step, device) if compile else Transformer.step
+    return lambda: sample(policy, src, n_samples, 32, step=step)
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.compiled",
+                                     description=__doc__.split("\n")[0])
+    parser.add_argument("--width", type=int, nargs="+", default=[256])
+    parser.add_argument("--rounds", type=int, default=5)
+    args = parser.parse_args(argv)
+    keep_memory()
+    device, pairs = torch.device("cpu"), dense(2048, 5)
+    table = Table("width", "what", "x eager", "seconds to compile")
+    for width in args.width:
+        config = sizes(width, 32)
+        for what, make in (
+                ("Grow 32 x 1", lambda compile: growing(config, 1, device, compile)),
+                ("Grow 32 x 16", lambda compile: growing(config, 16, device, compile)),
+                ("training", lambda compile: ours(config, pairs, compile))):
+            torch._dynamo.reset()
+            sides = {"eager": make(False), "compiled": make(True)}
+            begin = time.perf_counter()
+            sides["compiled"]()
+            first = time.perf_counter() - begin
+            seconds = side_by_side(sides, args.rounds)
+            table.add(width, what, times_faster(seconds, "compiled", "eager"),
+                      first - median(seconds["compiled"]))
+    table.end()
+
+
+if __name__ == "__main__":
+    main()
