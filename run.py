@@ -149,7 +149,10 @@ def guarded(main):
     try:
         signal.signal(signal.SIGTERM, terminate)
         parallel.start()
-        main()
+        try:
+            main()
+        except Stopped as stop:
+            print(stop)
         parallel.end()
     except (UserError, OSError, MemoryError, RuntimeError) as error:
         if "--debug" in sys.argv or isinstance(error, RuntimeError) and not of_memory(error):
@@ -160,8 +163,6 @@ def guarded(main):
                     if of_memory(error) else " ".join(lines))
             print(f"error: {text}", file=sys.stderr)
         sys.exit(2)
-    except Stopped as stop:
-        print(stop)
     except KeyboardInterrupt as stop:
         if first():
             print(f"\nstopped{Run.latest.how_to_go_on() if Run.latest else ''}", file=sys.stderr)

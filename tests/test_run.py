@@ -525,6 +525,20 @@ def test_guarded_stop_interrupt_and_bugs(capsys):
         guarded(raising(ZeroDivisionError()))
 
 
+@pytest.mark.parametrize("main, together", [
+    (lambda: None, True), (raising(Stopped("bc is done")), True),
+    (raising(UserError("no")), False), (raising(ZeroDivisionError()), False)],
+    ids=["done", "stopped", "refused", "bug"])
+def test_processes_wait_for_each_other_at_the_end_unless_one_failed(monkeypatch, main, together):
+    called = []
+    monkeypatch.setattr(parallel, "end", lambda: called.append(1))
+    try:
+        guarded(main)
+    except (SystemExit, ZeroDivisionError):
+        pass
+    assert called == [1] * together
+
+
 def test_a_device_that_is_not_there():
     assert choose_device("cpu") == torch.device("cpu")
     if not torch.cuda.is_available():
