@@ -518,6 +518,7 @@ def test_what_a_person_can_mend_is_one_line(capsys, error, said):
 def test_guarded_stop_interrupt_and_bugs(capsys):
     guarded(raising(Stopped("bc is done")))  # no error, exit code 0
     assert capsys.readouterr().out == "bc is done\n"
+    opened(out="mine")
     with pytest.raises(SystemExit) as stop:
         guarded(raising(KeyboardInterrupt()))
     assert stop.value.code == 130 and "--resume" in capsys.readouterr().err
