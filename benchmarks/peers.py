@@ -160,3 +160,12 @@ def joeynmt(config, label_smoothing, as_it_comes=False):
                      special["eos"])
 
     return batch, model
+
+
+def joeynmt_batches(sources, targets, batch_tokens):
+    """Lists of indices as JoeyNMT's own sampler makes them; the ids end in eos."""
+    from joeynmt.datasets import TokenBatchSampler
+    from torch.utils.data import RandomSampler
+    data = [(None, x[:-1], y[:-1]) for x, y in zip(sources, targets)]  # it counts eos itself
+    order = RandomSampler(data, generator=torch.Generator().manual_seed(0))
+    return iter(TokenBatchSampler(order, batch_tokens, drop_last=False, seed=0))
