@@ -187,7 +187,7 @@ class Transformer(nn.Module):
         return self.logits(self.decode(tgt, *self.encode(src)))
 
     def step(self, last, cache):
-        """The next logits (R, V), given the last token of every row (R,), and cache.advance()."""
+        """The next logits (R, V), given the last token of every row (R,); after cache.advance()."""
         x = self.embed(last[:, None], start=cache.length - 1)
         for layer, memory, past in zip(self.decoder, cache.memories, cache.pasts):
             x = layer.step(x, memory, past, cache)
@@ -243,14 +243,15 @@ class Cache:
         self.arrange()
 
     def advance(self):
-        """Go to the next position, and have room for it."""
+        """Go to the next position, and have room for it: then `step` changes no shape."""
         if self.length == self.pasts[0][0].size(2):
-            self.pasts = [[F.pad(x, (0, 0, 0, self.ROOM)) for x in past] for past in self.pasts]
+            for past in self.pasts:  # layer by layer, so that one at a time is there twice
+                past[:] = [F.pad(x, (0, 0, 0, self.ROOM)) for x in past]
         self.length += 1
 
     def append(self, past, new):
         """Keys and values (R, H, 1, D/H) of this position -> all so far (R, H, length, D/H)."""
-        for buffer, x in zip(past, new):
+        for buffer, x in zip(past, new):  # a slice: an index would be compiled for each number
             buffer[:, :, self.length - 1 : self.length] = x
         return [buffer[:, :, : self.length] for buffer in past]
 
@@ -278,7 +279,8 @@ class Cache:
         if len(left) < len(self.mask):
             self.mask = self.mask[left]
             self.memories = [[x[left] for x in memory] for memory in self.memories]
-        self.pasts = [[x[rows] for x in past] for past in self.pasts]
+        for past in self.pasts:
+            past[:] = [x[rows] for x in past]
         self.arrange()
 
 

@@ -118,7 +118,7 @@ class Settings:
         return range(0 if g == 1 and self.unfiltered else 1, last + 1)
 
     def decoding(self):
-        """How outputs are drawn, whatever they are drawn for: arguments of `grow`."""
+        """Arguments of `grow` that change how fast outputs are drawn, and how precisely."""
         return {"rows": self.rows, "precision": self.precision, "compile": self.compile}
 
     def training(self, **changes):
@@ -158,7 +158,8 @@ def grow(policy, sources, n_samples, seed, max_len, temperature=1.0, top_k=0, to
 
     Batches hold sources of like length and are laid out by the sources alone, and each draws from a
     generator of its own, seeded by (*seed, batch): any part can be drawn again, or elsewhere, and
-    comes out the same. temperature = 0 is greedy. progress: wraps the list of batches (tqdm).
+    comes out the same. temperature = 0 is greedy. compile: the decoding step, by torch.compile.
+    progress: wraps the list of batches (tqdm).
     """
     lengths = np.array([len(x) for x in sources])
     per_batch = max(1, rows // n_samples)

@@ -151,7 +151,7 @@ def guarded(main):
         parallel.start()
         try:
             main()
-        except Stopped as stop:
+        except Stopped as stop:  # all processes stop at the same step
             print(stop)
         parallel.end()
     except (UserError, OSError, MemoryError, RuntimeError) as error:

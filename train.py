@@ -79,9 +79,15 @@ def seed_of(*numbers):
 # ------------------------------------------------------------------------------------ optimiser
 
 
+GRAPHS = 32  # of one function; decoding takes a dozen, one for each combination of sizes that are 1
+
+
 def compiled(function, device):
-    """torch.compile of a model or a function, or the same as it is where there is no compiler."""
-    return torch.compile(function, dynamic=True) if can_compile(device.type) else function
+    """torch.compile of a model or a function; where no compiler is, it comes back as it is."""
+    if not can_compile(device.type):
+        return function
+    torch._dynamo.config.cache_size_limit = GRAPHS
+    return torch.compile(function, dynamic=True)
 
 
 @functools.cache

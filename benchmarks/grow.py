@@ -43,7 +43,7 @@ def compare(table, policy, src, n_samples, length, hugging_face, rounds, forced)
             src, n_samples, length, forced)
     if forced:
         sides["floor"] = lambda: floor.grow(policy.config, len(src), n_samples, src.size(1), length)
-    seconds = side_by_side(sides, rounds)
+    seconds = side_by_side(sides, rounds, own=["floor"])
     table.add(policy.config.d_model, f"{len(src)} x {n_samples}", length if forced else "ragged",
               median(drawn) / median(seconds["ours"]),
               *(times_faster(seconds, "ours", name) for name in list(sides)[1:]),

@@ -27,6 +27,11 @@ def test_all_sides_take_turns_and_the_warm_up_does_not_count():
                                                                                          "b": 3}
 
 
+def test_a_side_that_measures_for_itself_is_believed():
+    seconds = measure.side_by_side({"floor": lambda: 5.0, "loss": lambda: 5.0}, 3, own=["floor"])
+    assert seconds["floor"] == [5.0] * 3 and max(seconds["loss"]) < 5
+
+
 def test_the_last_line_is_json(capsys):
     table = measure.Table("what", "number")
     table.add("a", 1.5)
@@ -71,6 +76,9 @@ def test_the_floor_counts_every_product(monkeypatch):
     D, attention = SIZES.d_model, 2 * 6 * SIZES.d_model * (2 * 5 * 5 + 2 * 8 * 8 + 2 * 8 * 5)
     assert floor.training_step(SIZES, 6, 5, 8) == 3 * (sum(counted) + attention
                                                        + 6 * 8 * D * SIZES.vocab_size)
+    long = floor.training_step(SIZES, 6, 5, 9)
+    assert floor.training(SIZES, [(src, tokens), (src, tokens), (src, torch.full((6, 9), 7))]) == (
+        2 * floor.training_step(SIZES, 6, 5, 8) + long)
     maps, attention = 6 * D * D + 2 * D * SIZES.d_ff, 2 * D * 4 + 2 * D * 5
     assert floor.decode_step(SIZES, 6, 1, 5, 4) == 6 * (2 * (maps + attention)
                                                         + D * SIZES.vocab_size)

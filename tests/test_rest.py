@@ -489,17 +489,28 @@ def test_a_part_of_a_grow_can_be_drawn_again():
 
 
 @pytest.mark.slow
-def test_a_compiled_grow_draws_the_same_samples():
+@pytest.mark.parametrize("n", [1, 3])
+def test_a_compiled_grow_draws_the_same_samples(n):
     """In float64, where another order of the sums decides no draw; and by the compiled step."""
     if not train.can_compile("cpu"):
         pytest.skip("there is no compiler")
-    policy, sources = some_policy().double(), some_sources(20, 0)
-    before = dict(torch._dynamo.utils.counters["frames"])
-    found = grow(policy, sources, 3, (1,), MAX_LEN, rows=12, compile=True)
-    assert torch._dynamo.utils.counters["frames"]["ok"] > before.get("ok", 0)
-    expected = grow(policy, sources, 3, (1,), MAX_LEN, rows=12)
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    policy, sources = some_policy(max_len=24).double(), some_sources(21, 0)  # one in the last batch
+    found = grow(policy, sources, n, (1,), 24, rows=12, compile=True)
+    assert torch._dynamo.utils.counters["frames"]["ok"] > 0
+    expected = grow(policy, sources, n, (1,), 24, rows=12)
+    assert expected.lengths.max() > 16  # the cache grew
     np.testing.assert_allclose(found.logprobs, expected.logprobs, atol=1e-6)
     assert same(replace(found, logprobs=expected.logprobs), expected)
+
+
+def test_grow_in_bfloat16_is_grow_but_for_rounding():
+    policy, sources = some_policy(), some_sources(20, 0)
+    found = grow(policy, sources, 3, (1,), MAX_LEN, precision="bfloat16")
+    own = rest.logprobs_of(policy, sources, found)
+    assert 0 < np.abs(found.logprobs - own).max() < 0.1
+    assert all(p.dtype == torch.float32 for p in policy.parameters())
 
 
 def test_the_temperature_and_the_truncation_reach_the_sampler():
