@@ -184,7 +184,7 @@ def keep_memory():
     """Let glibc keep the memory of a freed tensor for the next one.
 
     By default it gives large blocks back to the kernel, which has to clear every page when it hands
-    them out again: 6 % of a training step at width 128 (`python -m benchmarks.memory`). With
+    them out again: 6 to 15 % of a training step at width 128 (`python -m benchmarks.memory`). With
     another C library nothing happens.
     """
     try:
