@@ -9,6 +9,7 @@ what an earlier run has left on the disk.
 
 import argparse
 import time
+from functools import partial
 
 import torch
 
@@ -21,11 +22,10 @@ from run import keep_memory
 from train import can_compile, compiled
 
 
-def growing(config, n_samples, device, compile):
+def growing(config, n_samples, compile):
     """A function that draws."""
-    policy = NeverEnding(config).eval().to(device)
-    src = torch.randint(4, config.vocab_size, (32, 16), device=device)
-    step = compiled(Transformer.step, device) if compile else Transformer.step
+    policy, src = NeverEnding(config).eval(), torch.randint(4, config.vocab_size, (32, 16))
+    step = compiled(Transformer.step, src.device) if compile else Transformer.step
     return lambda: sample(policy, src, n_samples, 32, step=step)
 
 
@@ -36,19 +36,17 @@ def main(argv=None):
     parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args(argv)
     keep_memory()
-    device, pairs = torch.device("cpu"), dense(2048, 5)
     if not can_compile("cpu"):
         raise SystemExit("there is no compiler")
     torch._inductor.config.force_disable_caches = True
     table = Table("width", "what", "x eager", "seconds to compile")
     for width in args.width:
         config = sizes(width, 32)
-        for what, make in (
-                ("Grow 32 x 1", lambda compile: growing(config, 1, device, compile)),
-                ("Grow 32 x 16", lambda compile: growing(config, 16, device, compile)),
-                ("training", lambda compile: ours(config, pairs, compile))):
+        for what, make in (("Grow 32 x 1", partial(growing, config, 1)),
+                           ("Grow 32 x 16", partial(growing, config, 16)),
+                           ("training", partial(ours, config, dense(2048, 5)))):
             torch._dynamo.reset()
-            sides = {"eager": make(False), "compiled": make(True)}
+            sides = {"eager": make(compile=False), "compiled": make(compile=True)}
             begin = time.perf_counter()
             sides["compiled"]()
             first = time.perf_counter() - begin

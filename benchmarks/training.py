@@ -5,9 +5,9 @@
 
 Target tokens a second. All sides but the last see the same batches, made before the clock runs;
 dropout 0.1 and label smoothing 0.1 are on, the gradient is clipped, Adam makes the step. Dropout
-stands in all three where it stands in ours. "As is" is JoeyNMT as its users have it, which drops attention
-weights and hidden units too (its step also counts right words); "its batches" is the same on
-batches of its own sampler, which does not look for like lengths and so pads much more.
+stands in all three where it stands in ours. "As is" is JoeyNMT as its users have it, which drops
+attention weights and hidden units too (its step also counts right words); "its batches" is the same
+on batches of its own sampler, which does not look for like lengths and so pads much more.
 """
 
 import argparse

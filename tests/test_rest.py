@@ -860,6 +860,25 @@ def spy(monkeypatch, name, before=lambda args: None):
     return calls
 
 
+def test_the_settings_of_decoding_reach_every_draw(bc, task, monkeypatch):
+    settings = replace(SETTINGS, rows=8, precision="bfloat16", compile=True)
+    fast = lambda *args: Transformer.step(*args)
+    monkeypatch.setattr(rest, "compiled", lambda function, device: (
+        fast if function is Transformer.step else function))
+    calls = spy(monkeypatch, "sample", before=lambda args: torch.is_autocast_enabled("cpu"))
+    chosen = np.arange(16)
+    for draw in (lambda: rest.mean_reward(bc, task, settings),
+                 lambda: evaluate(bc, bc, replace(task, metrics=lambda *args: {}), settings),
+                 lambda: list(rest.best_of_n(bc, task, settings, (1, 2))),
+                 lambda: rest.draws(bc, task, settings, 1, FakeRun())[0](),
+                 lambda: online.ppo_round(copy.deepcopy(bc), bc, chosen, task, settings,
+                                          settings.training(updates=1), None, 0)):
+        calls.clear()
+        draw()
+        assert calls and all(call["before"] and call["args"][-1] is fast for call in calls)
+        assert {len(call["args"][1]) * call["args"][2] for call in calls} & {6, 8}
+
+
 def test_evaluate(bc, task, monkeypatch):
     calls, seen = spy(monkeypatch, "grow"), []
     metrics = lambda *args: seen.append(args) or {"oracle": 0.5}

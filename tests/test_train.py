@@ -13,7 +13,7 @@ import train
 from model import EOS, PAD, Config, Dropout, Transformer, shift_right
 from pairs import Pairs
 from storage import Checkpoint
-from train import Training, batches, by_length, compiled, fit, pad
+from train import Training, batches, by_length, compiled, fit, moved, pad
 
 
 # -------------------------------------------------------------------------------------- batches
@@ -439,6 +439,22 @@ def test_checkpoints_are_rare(tmp_path):
 
 
 # -------------------------------------------------------------------------------------- compiling
+
+
+def test_only_to_a_gpu_a_copy_goes_by_pinned_memory_and_does_not_wait():
+    class Recorder:
+        pinned = False
+
+        def pin_memory(self):
+            self.pinned = True
+            return self
+
+        def to(self, device, non_blocking):
+            return device, self.pinned, non_blocking
+
+    assert moved(Recorder(), "cuda") == ("cuda", True, True)
+    assert moved(Recorder(), "cpu")[1] is False
+    assert pad([[3, 4], [5]]).tolist() == [[3, 4], [5, PAD]]
 
 
 def test_without_a_compiler_one_line_says_so(capsys):
