@@ -1,4 +1,4 @@
-"""The policy π(y|x): an encoder-decoder transformer, its key-value cache, sampling, beam search.
+"""The policy π(y|x): an encoder-decoder transformer, its key-value cache, and its sampler.
 
 The paper's model ("Attention is all you need", with layer norms moved to the front of each block),
 small enough to read in one sitting and fast enough to draw the millions of samples that ReST needs.
@@ -9,11 +9,10 @@ N more queries against the same cross-attention keys, which are never copied.
     model = Transformer(Config(vocab_size=4000))
     logits = model(src, tgt)                           # (B, T, V), for training
     out = sample(model, src, n_samples=8, temperature=0.8)
-    best = beam_search(model, src, beam=5)
 
 Letters: B sources, N samples per source, R rows being decoded, S source length, T target length,
 D width, H heads, V vocabulary. Left out on purpose: relative positions, mixture of experts,
-quantisation, and speculative decoding; none of them is needed to understand ReST.
+quantisation, speculative decoding; and beam search, which only evaluation uses (infra/beam.py).
 """
 
 import math
@@ -90,7 +89,7 @@ class Dropout(nn.Module):
         words = torch.empty((x.numel() + 7) // 8, dtype=torch.int64, device=x.device)
         words.random_(torch.iinfo(torch.int64).min, None)
         kept = words.view(torch.uint8)[: x.numel()].view(x.shape) >= self.dropped
-        return x * kept * (256 / (256 - self.dropped))
+        return x * kept * (256 / max(1, 256 - self.dropped))  # p = 1 leaves nothing
 
 
 class FeedForward(nn.Sequential):
@@ -130,12 +129,12 @@ class DecoderLayer(nn.Module):
         x = x + self.dropout(self.cross_attention(self.norms[1](x), memory, mask))
         return x + self.dropout(self.feed_forward(self.norms[2](x)))
 
-    def step(self, x, memory, past, cache):
-        """The same for the newest position of R rows, x (R, 1, D); `past` is this layer's."""
+    def step(self, x, memory, layer_kv, cache):
+        """The same for the newest position of R rows, x (R, 1, D); `layer_kv` is this layer's."""
         h = self.norms[0](x)
-        x = x + self.self_attention(h, cache.append(past, self.self_attention.keys_values(h)))
-        h = cache.together(self.norms[1](x))  # to a source, its rows are like positions
-        x = x + cache.apart(self.cross_attention(h, memory, cache.mask))
+        x = x + self.self_attention(h, cache.append(layer_kv, self.self_attention.keys_values(h)))
+        h = cache.group_by_source(self.norms[1](x))  # to a source, its rows are like positions
+        x = x + cache.ungroup(self.cross_attention(h, memory, cache.mask))
         return x + self.feed_forward(self.norms[2](x))
 
 
@@ -189,8 +188,8 @@ class Transformer(nn.Module):
     def step(self, last, cache):
         """The next logits (R, V), given the last token of every row (R,); after cache.advance()."""
         x = self.embed(last[:, None], start=cache.length - 1)
-        for layer, memory, past in zip(self.decoder, cache.memories, cache.pasts):
-            x = layer.step(x, memory, past, cache)
+        for layer, memory, layer_kv in zip(self.decoder, cache.cross_kv, cache.self_kv):
+            x = layer.step(x, memory, layer_kv, cache)
         return self.logits(self.decoder_norm(x[:, 0]))
 
 
@@ -227,33 +226,33 @@ class Cache:
     At first there are N rows for each source. When some have ended they differ in number; only
     cross-attention has to have them as a rectangle, in which then some places are empty.
 
-    memories, pasts: for each layer its keys and values, (B, H, S, D/H) of the sources, and
+    cross_kv, self_kv: for each layer its keys and values, (B, H, S, D/H) of the sources, and
     (R, H, room, D/H) of the rows, of which the first `length` positions are filled.
     """
 
-    ROOM = 16  # positions that the buffers of `pasts` grow by when they are full
+    ROOM = 16  # positions that the buffers of `self_kv` grow by when they are full
 
     def __init__(self, model, src, n_samples):
         memory, self.mask = model.encode(src)
-        self.memories = [layer.cross_attention.keys_values(memory) for layer in model.decoder]
+        self.cross_kv = [layer.cross_attention.keys_values(memory) for layer in model.decoder]
         self.source = torch.arange(len(src), device=src.device).repeat_interleave(n_samples)
-        self.pasts = [[x.new_empty(len(self.source), x.size(1), 0, x.size(3)) for x in memory]
-                      for memory in self.memories]
+        self.self_kv = [[x.new_empty(len(self.source), x.size(1), 0, x.size(3)) for x in memory]
+                        for memory in self.cross_kv]
         self.length = 0
         self.arrange()
 
     def advance(self):
         """Go to the next position, and have room for it: then `step` changes no shape."""
-        if self.length == self.pasts[0][0].size(2):
-            for past in self.pasts:  # layer by layer, so that one at a time is there twice
-                past[:] = [F.pad(x, (0, 0, 0, self.ROOM)) for x in past]
+        if self.length == self.self_kv[0][0].size(2):
+            for layer_kv in self.self_kv:  # layer by layer, so that one at a time is there twice
+                layer_kv[:] = [F.pad(x, (0, 0, 0, self.ROOM)) for x in layer_kv]
         self.length += 1
 
-    def append(self, past, new):
+    def append(self, layer_kv, new):
         """Keys and values (R, H, 1, D/H) of this position -> all so far (R, H, length, D/H)."""
-        for buffer, x in zip(past, new):  # a slice: an index would be compiled for each number
+        for buffer, x in zip(layer_kv, new):  # a slice: an index would be compiled for each number
             buffer[:, :, self.length - 1 : self.length] = x
-        return [buffer[:, :, : self.length] for buffer in past]
+        return [buffer[:, :, : self.length] for buffer in layer_kv]
 
     def arrange(self):
         """Find each row a place of its own in a rectangle B x N, among those of its source."""
@@ -262,14 +261,14 @@ class Cache:
         nth = torch.arange(len(self.source), device=self.source.device) % n  # n in a row all differ
         self.place = self.source * n + nth
 
-    def together(self, x):
+    def group_by_source(self, x):
         """(R, 1, D) -> (B, N, D): the rows of a source side by side."""
         x = x[:, 0]
         spread = x.new_zeros(self.shape[0] * self.shape[1], x.size(-1))
         spread[self.place] = x
         return spread.view(*self.shape, -1)
 
-    def apart(self, x):
+    def ungroup(self, x):
         """(B, N, D) -> (R, 1, D)"""
         return x.flatten(0, 1)[self.place][:, None]
 
@@ -278,9 +277,9 @@ class Cache:
         left, self.source = self.source[rows].unique_consecutive(return_inverse=True)
         if len(left) < len(self.mask):
             self.mask = self.mask[left]
-            self.memories = [[x[left] for x in memory] for memory in self.memories]
-        for past in self.pasts:
-            past[:] = [x[rows] for x in past]
+            self.cross_kv = [[x[left] for x in memory] for memory in self.cross_kv]
+        for layer_kv in self.self_kv:
+            layer_kv[:] = [x[rows] for x in layer_kv]
         self.arrange()
 
 
@@ -295,8 +294,8 @@ class Samples:
     logprobs: torch.Tensor
 
 
-LOOK_EVERY = {"cpu": 2, "cuda": 8}  # steps until a look at which rows have ended; on CUDA it waits
-WORTH_IT = 0.9  # are fewer than this share of them left, the cache is copied without the others
+CHECK_EVERY = {"cpu": 2, "cuda": 8}  # steps until a look at which rows have ended; on CUDA it waits
+SHRINK_BELOW = 0.9  # are fewer than this share of them left, the cache is copied without the others
 
 
 def sample(model, src, n_samples=1, max_len=None, temperature=1.0, top_k=0, top_p=1.0,
@@ -320,17 +319,17 @@ def sample(model, src, n_samples=1, max_len=None, temperature=1.0, top_k=0, top_
     tokens = src.new_full((n_rows, max_len), PAD)
     precision = torch.promote_types(model.embedding.weight.dtype, torch.float32)
     logprobs = torch.zeros(n_rows, max_len, dtype=precision, device=src.device)
-    with evaluating(model), torch.inference_mode():
+    with eval_mode(model), torch.inference_mode():
         cache = Cache(model, src, n_samples)
         row = torch.arange(n_rows, device=src.device)  # of the output, for each row here
         last = torch.full_like(row, BOS)
         live = torch.ones_like(row, dtype=torch.bool)
         uniform = random_numbers((max_len, n_rows), generator, src.device)
-        look = LOOK_EVERY.get(src.device.type, 8)
+        look = CHECK_EVERY.get(src.device.type, 8)
         for t in range(max_len):
             cache.advance()
             logits = at_least_float32(step(model, last, cache))  # (R, V), of the rows left
-            last, logprob = draw(logits, uniform[t, row], temperature, top_k, top_p)
+            last, logprob = sample_token(logits, uniform[t, row], temperature, top_k, top_p)
             last = last.where(live, PAD)
             tokens[row, t], logprobs[row, t] = last, logprob.where(live, 0.0)
             live &= last != EOS
@@ -338,7 +337,7 @@ def sample(model, src, n_samples=1, max_len=None, temperature=1.0, top_k=0, top_
                 left = live.nonzero()[:, 0]
                 if len(left) == 0:
                     break
-                if len(left) < WORTH_IT * len(live):
+                if len(left) < SHRINK_BELOW * len(live):
                     cache.select(left)
                     row, last, live = row[left], last[left], live[left]
         longest = int((tokens != PAD).any(0).sum())
@@ -347,7 +346,7 @@ def sample(model, src, n_samples=1, max_len=None, temperature=1.0, top_k=0, top_
                    logprobs[:, :longest].clone().view(shape))
 
 
-def draw(logits, u, temperature, top_k=0, top_p=1.0):
+def sample_token(logits, u, temperature, top_k=0, top_p=1.0):
     """One token per row by the inverse of the CDF: logits (..., V), u (...) in [0, 1).
 
     Returns ids (...) and their log-probabilities (...) without temperature and truncation. One
@@ -407,75 +406,11 @@ def random_numbers(shape, generator, device):
     return torch.rand(shape, generator=generator, device=at).to(device)
 
 
-# --------------------------------------------------------------------------------- beam search
-
-
-def beam_search(model, src, beam=5, max_len=None, length_penalty=1.0):
-    """The best finished hypothesis of each source by log π(y|x) / |y|^length_penalty.
-
-    Returns tokens (B, T): no bos, eos kept, pad after it. A source is done when `beam` of its
-    hypotheses have ended and none that goes on is better than the best of them; one none of whose
-    hypotheses ended gets its best unfinished one.
-    """
-    max_len = model.config.max_len if max_len is None else max_len
-    check(beam >= 1, f"beam = {beam}, but must be at least 1")
-    check(model.config.vocab_size > beam + EOS, f"beam = {beam} is wider than the vocabulary")
-    check_lengths(model, src, max_len)
-    n_sources = len(src)
-    best = src.new_full((n_sources, max_len), PAD)
-    with evaluating(model), torch.inference_mode():
-        cache = Cache(model, src, beam)
-        source = torch.arange(n_sources, device=src.device)  # of the output, for each row here
-        history = src.new_full((n_sources, beam, max_len), PAD)
-        last = src.new_full((n_sources, beam), BOS)
-        precision = torch.promote_types(model.embedding.weight.dtype, torch.float32)
-        score = torch.full((n_sources, beam), -math.inf, dtype=precision, device=src.device)
-        score[:, 0] = 0.0  # at first all beams are the same: let only one of them speak
-        best_score = torch.full_like(score[:, 0], -math.inf)
-        ended = torch.zeros_like(source)
-        for t in range(max_len):
-            cache.advance()
-            logprobs = at_least_float32(model.step(last.flatten(), cache)).log_softmax(-1)
-            logprobs[..., [PAD, BOS]] = -math.inf
-            total = (score.flatten()[:, None] + logprobs).view(len(score), -1)  # (B', beam * V)
-            # 2 * beam candidates, of which at most `beam` end: so `beam` always go on.
-            candidate, index = total.topk(2 * beam)
-            parent, token = index // logprobs.size(-1), index % logprobs.size(-1)
-            ends = token == EOS
-            ended += ends[:, :beam].sum(1)
-            # The best ending, if it is the best so far, is banked.
-            final = candidate[:, :beam].masked_fill(~ends[:, :beam], -math.inf)
-            final, which = (final / (t + 1) ** length_penalty).max(1)
-            better = final > best_score[source]
-            text = history[torch.arange(len(source), device=src.device),
-                           parent.gather(1, which[:, None])[:, 0]]
-            text[:, t] = EOS
-            best[source[better]], best_score[source[better]] = text[better], final[better]
-            # The best others go on.
-            score, going = candidate.masked_fill(ends, -math.inf).topk(beam)
-            parent, last = parent.gather(1, going), token.gather(1, going)
-            hope = score[:, 0] / (t + 1) ** length_penalty > best_score[source]
-            alive = ((ended < beam) | hope).nonzero()[:, 0]
-            if len(alive) == 0 or t == max_len - 1:
-                break
-            history = history[alive[:, None], parent[alive]]
-            source, last, score, ended = (x[alive] for x in (source, last, score, ended))
-            history[:, :, t] = last
-            cache.select((alive[:, None] * beam + parent[alive]).flatten())
-        never = best_score[source] == -math.inf  # of those that ran to the end
-        if never.any():
-            text = history.gather(1, parent[:, :1, None].expand(-1, 1, max_len))[:, 0]
-            text[:, t] = last[:, 0]
-            best[source[never]] = text[never]
-        longest = int((best != PAD).any(0).sum())
-    return best[:, :longest].clone()
-
-
 # ----------------------------------------------------------------------------------- arguments
 
 
 @contextmanager
-def evaluating(model):
+def eval_mode(model):
     """Dropout off inside, and every module's mode as it was afterwards."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
@@ -496,6 +431,7 @@ def check_lengths(model, src, max_len):
     check(1 <= max_len <= config.max_len,
           f"max_len = {max_len}, but this model's positions allow 1 to {config.max_len}")
     check(src.dim() == 2 and src.numel() > 0, f"src has shape {tuple(src.shape)}, not (B, S)")
+    check(src.dtype == torch.int64, f"src holds {src.dtype}, but ids are torch.int64")
     check(src.size(1) <= config.max_len,
           f"a source has {src.size(1)} tokens, but this model's positions allow {config.max_len}")
     low, high = int(src.min()), int(src.max())

@@ -1,128 +1,104 @@
 """ReST: Reinforced Self-Training (Gulcehre et al. 2023, arXiv:2308.08998), Algorithm 1.
 
-    Train π_θ on D.                                                            improve(..., "bc")
-    for g = 1..G:
-        Grow     D_g = { (x, y): x ~ D, y ~ π_θ(·|x) } ∪ D, scored by R        grow, score
+    Train π_θ on D.                                                         behaviour_cloning
+    for g = 1..G:                                                           rest
+        Grow     D_g = { (x, y): x ~ D, y ~ π_θ(·|x) } ∪ D, scored by R     grow
         for i = 1..I:
-            Improve  choose τ_i > τ_{i-1}, τ_1 > V(π_θ);                       select
-                     while the reward on D_eval rises, minimise
-                     J(θ) = E_{(x,y) ~ D_g}[ 1[R(x, y) > τ_i] L(x, y; θ) ]     improve
+            Improve  choose τ_i > τ_{i-1}, τ_1 > V(π_θ);                    select
+                     while the reward on D_eval rises, minimise             improve
+                     J(θ) = E_{(x,y) ~ D_g}[ 1[R(x, y) > τ_i] L(x, y; θ) ]
 
-`rest` is that loop. The filters stand in filters.py, the paper's online baseline in online.py, and
-methods.py has other papers' methods as settings of this loop; what a run leaves on disk is run.py's
-business.
+    for row, policy, D_g in rest(bc, task, Settings()):    # in memory; programs pass a run too
+        print(row["grow"], row["improve"], row["reward"])
 
-Left out: a reward model and a policy that learn at the same time.
+From top to bottom: settings, the task, filters, Grow, Improve, the two loops of Algorithm 1, online
+RL as a special case of them, and what is measured.
+
+What is not as in the paper: τ is by default a quantile of D_g's rewards, as absolute values need a
+reward whose scale one knows; an Improve is given up after `patience` evaluations without a better
+reward, and not after 500 000 updates. Left out: a reward model that learns along with the policy.
 """
 
 import copy
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cache, partial
 
 import numpy as np
 import torch
 
-import losses
-import watch
-from filters import FILTERS, HIGHEST, THRESHOLDS, select
-from model import EOS, PAD, Transformer, sample, shift_right, token_logprobs
-from pairs import PART, Pairs
-from parallel import gather, share, sum_up
+from infra import checks
+from infra.batches import collate, seed_of
+from infra.pairs import PART, Pairs, first_of_equal, hash_outputs
+from infra.relatives import Switches
+from infra.run import InMemory
+from infra.sampling import logprobs_of, sample_outputs
+from infra.settings import Machine, check_settings, setting
+from infra.storage import load_weights
+from infra.trainer import Trainer, Training, adamw, compiled
+from losses import LOSSES, PPO, LossSettings, PPOSettings, ReferenceModels
+from model import shift_right
 from reward import ValueModel, check_rewards, train_value
-from run import check_settings, setting, valid
-from storage import UserError, load_weights
-from train import Training, by_length, compiled, fit, moved, pad, seed_of
+
+# ------------------------------------------------------------------------------------- settings
 
 
 @dataclass
-class Settings:
-    """What Algorithm 1 leaves open. Learning settings are the same for each Improve."""
+class Settings(Switches, PPOSettings, LossSettings, Machine):
+    """Algorithm 1: what the paper leaves open"""
 
     grow: int = setting(2, "Grow steps G", low=0)
-    improve: tuple[int, ...] = setting((4, 3), "Improve steps I, one number for each Grow, the "
-                                       "last one serving on", low=0)
+    improve: tuple[int, ...] = setting((4, 3), "Improve steps I, one number for each Grow; the "
+                                       "last value repeats", low=0)
     unfiltered: bool = setting(True, "the first Grow begins with I = 0: BC on all of D_g")
     samples: int = setting(8, "samples per source in each Grow", low=1)
-    grow_sources: int = setting(0, "sources of each Grow, drawn at random; 0 is all of D's", low=0)
+    grow_sources: int = setting(0, "sources of each Grow, chosen at random; 0: all of D's", low=0)
     temperature: tuple[float, ...] = setting((0.8,), "sampling temperature of Grow; of several, "
-                                             "each draws its share of the samples", low=0)
-    top_k: int = setting(0, "Grow samples among the k likeliest tokens; 0 is off", low=0)
-    top_p: float = setting(1.0, "Grow samples among the tokens that hold this probability",
-                           low=1e-6, high=1)
-    distinct: bool = setting(False, "keep equal outputs of a source only once")
-    keep_samples: bool = setting(False, "D_g holds the samples of all Grows, not only the last")
-    human: str = setting("filtered", "D's own pairs in D_g: filtered like the samples, kept whole, "
-                         "or left out", choices=("filtered", "whole", "out"))
-    preferences: bool = setting(False, "train the reward model on preferences, not on ratings")
+                                             "each gives its share of the samples", low=0)
     filter: str = setting("auto", "what a threshold means: a reward; a quantile of D_g's rewards; "
                           "a percentile, a γ or a top-k within each source; auto is quantile, and "
-                          "percentile with --preferences",
-                          choices=("auto", *FILTERS))
-    thresholds: tuple[float, ...] = setting((), "one for each Improve, rising (falling for top), "
-                                            "the last one serving on; default: filters.THRESHOLDS")
-    ties: bool = setting(False, "keep what equals the threshold too: ≥ in place of the paper's >")
-    cap: int = setting(0, "most samples of a source that an Improve keeps; 0: no limit", low=0)
-    start: str = setting("previous", "what an Improve starts from: the previous policy, BC, or, "
-                         "with BC's learning settings, the weights that BC itself began with",
-                         choices=("previous", "bc", "base"))
-    stop: str = setting("best", "an Improve ends with the checkpoint of the best reward on D_eval, "
-                        "or with its last update", choices=("best", "last"))
-    loss: str = setting("bc", "what Improve minimises", choices=tuple(losses.LOSSES))
+                          "percentile with --preferences", choices=lambda: ("auto", *FILTERS))
+    thresholds: tuple[float, ...] = setting((), "one for each Improve, rising (falling for top); "
+                                            "the last value repeats; default: the filter's own")
+    loss: str = setting("bc", "what Improve minimises", choices=lambda: LOSSES)
     updates: int = setting(300, "most updates of an Improve", low=1)
     batch_tokens: int = setting(2048, "padded tokens of a training batch", low=1)
-    accumulate: int = setting(1, "batches that make one update", low=1)
     lr: float = setting(5e-4, "peak learning rate of an Improve, times lr_decay^i", low=0)
     lr_decay: float = setting(0.8, "what each further Improve i of a Grow multiplies the rate by",
                               low=0, high=1)
-    label_smoothing: float = setting(0.0, "label smoothing of the BC loss", low=0, high=1)
-    evaluate_every: int = setting(100, "updates between two looks at the reward on D_eval", low=1)
-    patience: int = setting(2, "looks without a better reward before an Improve stops", low=1)
-    value_updates: int = setting(300, "updates of the value model (OAC and BVMPO)", low=1)
-    bvmpo_epsilon: float = setting(0.1, "ε of V-MPO's temperature: the larger, the more the best "
-                                   "tokens outweigh the others", low=1e-6)
-    gold_reward: str = setting("p", "GOLD's reward: product or sum", choices=("p", "s"))
-    gold_sync: int = setting(100, "updates between two copies of GOLD's frozen policy", low=1)
-    ppo_samples: int = setting(0, "samples for the PPO baseline; 0: as many as one Grow", low=0)
-    ppo_rows: int = setting(1, "rows of the results along PPO's way", low=1)
-    ppo_batch: int = setting(512, "samples drawn for each PPO round", low=1)
-    ppo_group: int = setting(8, "of which so many share a source, and its mean as their baseline",
-                             low=2)
-    ppo_updates: int = setting(4, "updates in each PPO round", low=1)
-    ppo_lr: float = setting(2e-4, "learning rate of PPO", low=0)
-    ppo_kl: float = setting(0.1, "weight of PPO's KL to the BC policy", low=0)
-    rows: int = setting(1024, "outputs drawn at once", low=1)
-    precision: str = setting("float32", "of training and sampling",
-                             choices=("float32", "bfloat16"))
-    compile: bool = setting(False, "torch.compile the policy's training and decoding steps")
+    evaluate_every: int = setting(100, "updates between two evaluations of the reward on D_eval",
+                                  low=1)
+    patience: int = setting(2, "evaluations without a better reward before an Improve stops", low=1)
+    preferences: bool = setting(False, "train the reward model on preferences, not on ratings")
     seed: int = setting(0, "of everything that is random", low=0, high=2**63 - 1)
 
     def __post_init__(self):
         check_settings(self)
         if self.filter == "auto":  # a preference model's scores have a free offset per source
             self.filter = "percentile" if self.preferences else "quantile"
-        self.thresholds = self.thresholds or THRESHOLDS[self.filter]
-        steps = np.diff(self.thresholds) * (-1 if self.filter == "top" else 1)
-        if (steps <= 0).any():
-            order = "fall" if self.filter == "top" else "rise"
-            raise UserError(f"--thresholds {list(self.thresholds)} must {order}: each Improve has "
-                            "a stricter filter than the one before")
-        highest = HIGHEST.get(self.filter, 1)
-        if not all(0 <= value <= highest for value in self.thresholds):
-            raise UserError(f"--thresholds {list(self.thresholds)}: with --filter {self.filter} "
-                            f"they lie between 0 and {highest}")
+        checks.check_registered("filter", self.filter, FILTERS, checks.try_filter)
+        checks.check_registered("loss", self.loss, LOSSES, lambda loss: checks.try_loss(
+            loss, self, ReferenceModels))
+        self.thresholds = self.thresholds or FILTERS[self.filter].thresholds
+        checks.check_thresholds(self.thresholds, self.filter, FILTERS[self.filter])
+        checks.check_steps(self)
 
     def improves(self, g):
         """The Improves of Grow g, by number; 0 is the one that keeps all of D_g."""
         last = self.improve[min(g, len(self.improve)) - 1]
         return range(0 if g == 1 and self.unfiltered else 1, last + 1)
 
-    def decoding(self):
-        """Arguments of `grow` that change how fast outputs are drawn, and how precisely."""
-        return {"rows": self.rows, "precision": self.precision, "compile": self.compile}
+    def may_change(self, saved):
+        """Names of settings that may differ from `saved` ones, those of a run to go on with."""
+        return checks.may_change(self, saved)
+
+    @property
+    def one_line(self):
+        """Whether one τ serves all sources."""
+        return FILTERS[self.filter].one_line
 
     def training(self, **changes):
-        """These settings as those of one `fit`."""
+        """The settings of one Improve's training."""
         hp = Training(self.updates, self.batch_tokens, self.accumulate, self.lr, warmup=20,
                       evaluate_every=self.evaluate_every, patience=self.patience,
                       precision=self.precision)
@@ -138,355 +114,150 @@ class Task:
     eval_sources: list  # D_eval: stops an Improve and chooses its checkpoint
     test_sources: list  # only ever reported on
     max_len: int  # longest output in tokens
-    reward: Callable = None  # (sources, outputs) -> (n,) in [0, 1]; there once it is trained
-    metrics: Callable = None  # (policy, sampled, greedy) -> dict: by reference, of test outputs
+    reward: Callable = None  # (sources, outputs) -> (n,) in [0, 1]
+    metrics: Callable = None  # (policy, sampled, greedy) -> dict: of test outputs, by reference
     base: tuple = None  # (policy, Training): what BC began with, and how it was trained
     refresh: Callable = None  # (policy, g) -> a new `reward` for Grow g > 1, if there is one
+
+    def __post_init__(self):
+        checks.check_task(self)
 
 
 # Whatever is drawn below has a generator of its own, seeded by settings.seed and one of these, or
 # by g and i for Grow and Improve: so nothing that is added shifts what others draw.
-SOURCES, PPO, VALUE, EVAL, TEST, BEST_OF, EXAMPLES = 55, 77, 99, 101, 102, 103, 104
+SOURCES, PPO_ROUNDS, VALUE, EVAL, TEST, BEST_OF, EXAMPLES = 55, 77, 99, 101, 102, 103, 104
+
+# -------------------------------------------------------------------------------------- filters
+#
+# (source (n,), reward (n,), threshold) -> booleans (n,): what lies strictly above a line. A line
+# for all sources also chooses between sources, and so favours easy ones; one for each does not.
+
+
+def above(source, reward, tau, inclusive=False):
+    """The paper's F(x, y; τ) = 1[R(x, y) > τ]."""
+    return reward >= tau if inclusive else reward > tau
+
+
+def above_quantile(source, reward, q, inclusive=False):
+    """The same, τ given as the quantile q in [0, 1] of all rewards of D_g."""
+    return above(source, reward, np.quantile(reward, q), inclusive)
+
+
+def above_percentile(source, reward, p, inclusive=False):
+    """Above the percentile p in [0, 100] of its own source's rewards (A.7)."""
+    order, first, counts = by_source(source, reward)
+    ordered = reward[order].astype(np.float64)
+    at = first + p / 100 * (counts - 1)  # linear interpolation, as np.percentile does
+    low = np.floor(at).astype(int)
+    high = np.minimum(low + 1, first + counts - 1)
+    tau = ordered[low] + (at - low) * (ordered[high] - ordered[low])
+    return unsorted(order, above(source, ordered, np.repeat(tau, counts), inclusive))
+
+
+def above_gamma(source, reward, gamma, inclusive=False):
+    """Above τ(x) = γ max + (1 - γ) mean of its own source's rewards, γ rising (A.7)."""
+    order, first, counts = by_source(source, reward)
+    ordered = reward[order].astype(np.float64)
+    mean = np.add.reduceat(ordered, first) / counts
+    best = ordered[first + counts - 1]
+    tau = best - (1 - gamma) * (best - mean)  # so written, exact where all are equal
+    return unsorted(order, above(source, ordered, np.repeat(tau, counts), inclusive))
+
+
+def top(source, reward, k, inclusive=False):
+    """The k best of each source; of equal ones the earlier, whatever `inclusive` says."""
+    order, first, counts = by_source(source, reward)
+    from_end = np.repeat(first + counts, counts) - np.arange(len(order))  # 1 for the best
+    return unsorted(order, from_end <= k)
+
+
+def by_source(source, reward):
+    """The order by source, then reward; where each source begins in it, and its count."""
+    order = np.lexsort((-np.arange(len(source)), reward, source))
+    _, first, counts = np.unique(source[order], return_index=True, return_counts=True)
+    return order, first, counts
+
+
+def unsorted(order, kept):
+    out = np.empty(len(order), bool)
+    out[order] = kept
+    return out
+
+
+@dataclass
+class Filter:
+    """A filter, and the thresholds of Improve 1, 2, ..."""
+
+    keep: Callable  # (source, reward, threshold, inclusive) -> booleans (n,)
+    thresholds: tuple  # by default
+    highest: float = 1.0  # threshold that makes sense
+    falling: bool = False  # the thresholds fall from Improve to Improve
+    one_line: bool = False  # for all sources, not one for each
+
+
+FILTERS = {  # for --filter; the thresholds of the first are the paper's, from its second one on
+    "threshold": Filter(above, (0.7, 0.8, 0.9, 0.95, 0.99), one_line=True),
+    "quantile": Filter(above_quantile, (0.5, 0.7, 0.85, 0.95, 0.98), one_line=True),
+    "percentile": Filter(above_percentile, (50, 70, 80, 90, 95), highest=100),
+    "gamma": Filter(above_gamma, (0.2, 0.4, 0.6, 0.8, 0.9)),
+    "top": Filter(top, (4, 3, 2, 1), highest=float("inf"), falling=True),
+}
+
+
+def select(D_g, settings, i):
+    """The filter of Improve i -> (booleans (n,), τ): what it keeps, and the line it draws.
+
+    i = 0 keeps everything, τ = None. For a filter within each source, τ is the setting's value.
+    """
+    if i == 0:
+        return np.ones(len(D_g), bool), None
+    value = settings.thresholds[min(i, len(settings.thresholds)) - 1]
+    kept = FILTERS[settings.filter].keep(D_g.source, D_g.reward, value, settings.inclusive)
+    if settings.human_data == "whole":
+        kept = kept | D_g.human
+    if settings.max_per_source:  # the first samples of a source are as good as any
+        samples = kept & ~D_g.human
+        few = samples & top(D_g.source, np.where(samples, 1.0, 0.0), settings.max_per_source)
+        kept = kept & D_g.human | few
+    tau = np.quantile(D_g.reward, value) if settings.filter == "quantile" else value
+    return kept, float(tau)
 
 
 # ----------------------------------------------------------------------------------------- Grow
 
 
-def grow(policy, sources, n_samples, seed, max_len, temperature=1.0, top_k=0, top_p=1.0,
-         rows=1024, precision="float32", compile=False, progress=None):
-    """Draw `n_samples` outputs for each source -> Pairs, in the order of the sources, unscored.
+def grow(policy, task, settings, g, run, earlier=()):
+    """Grow g -> (D_g = samples of the policy ∪ D, all scored once; its samples).
 
-    Batches hold sources of like length and are laid out by the sources alone, and each draws from a
-    generator of its own, seeded by (*seed, batch): any part can be drawn again, or elsewhere, and
-    comes out the same. temperature = 0 is greedy. compile: the decoding step, by torch.compile.
-    progress: wraps the list of batches (tqdm).
+    earlier: the samples of Grows before, where they are kept too. Both are made part by part.
     """
-    lengths = np.array([len(x) for x in sources])
-    per_batch = max(1, rows // n_samples)
-    order = np.argsort(lengths, kind="stable")
-    cut = [order[at : at + per_batch] for at in range(0, len(order), per_batch)]
-    device = policy.embedding.weight.device
-    step = compiled(Transformer.step, device) if compile else Transformer.step
-    batches, parts = share(list(enumerate(cut))), []
-    for k, index in progress(batches) if progress else batches:
-        generator = torch.Generator().manual_seed(seed_of(*seed, k))
-        with torch.autocast(device.type, torch.bfloat16, precision == "bfloat16"):
-            drawn = sample(policy, pad([sources[i] for i in index], device), n_samples, max_len,
-                           temperature, top_k, top_p, generator, step)
-        parts.append(unpadded(drawn, np.repeat(index, n_samples)))
-    pairs = Pairs.join(gather(parts))
-    return pairs.select(np.argsort(pairs.source, kind="stable"))
-
-
-def unpadded(drawn, source):
-    """What `sample` returned, B x N rows of the given sources, as Pairs."""
-    tokens, logprobs = (x.flatten(0, 1).cpu().numpy() for x in (drawn.tokens, drawn.logprobs))
-    real = tokens != PAD
-    return Pairs(source.astype(np.int32), tokens[real].astype(np.int32),
-                 np.concatenate([[0], np.cumsum(real.sum(1))]), logprobs[real].astype(np.float32),
-                 np.full(len(tokens), np.nan, np.float32), np.zeros(len(tokens), bool))
-
-
-def score(pairs, sources, reward):
-    """The same pairs with R(x, y), computed once and stored."""
-    if len(pairs) == 0:
-        return pairs
-    answers = reward([sources[i] for i in pairs.source], pairs.targets())
-    return replace(pairs, reward=valid(check_rewards, answers, len(pairs)))
-
-
-def distinct(*pools):
-    """Booleans (n,): the first of each set of equal outputs of one source, of all Pairs given."""
-    fingers = np.concatenate([fingerprints(pairs) for pairs in pools])
-    first = np.zeros(len(fingers), bool)
-    first[np.unique(fingers, return_index=True)[1]] = True
-    return first
-
-
-def fingerprints(pairs):
-    """A random linear hash (n,) of each pair's source and target, 64 bits wide."""
-    weights = np.random.default_rng(0).integers(1, 2**63, int(pairs.lengths.max()) + 1, np.uint64)
-    return np.concatenate([hashes(part, weights) for part in pairs.parts()])
-
-
-def hashes(pairs, weights):
-    place = np.arange(len(pairs.tokens)) - np.repeat(pairs.starts[:-1], pairs.lengths)
-    terms = (pairs.tokens.astype(np.uint64) + np.uint64(1)) * weights[place]
-    sums = np.concatenate([[np.uint64(0)], np.cumsum(terms)])  # wraps around, as it should
-    own = sums[pairs.starts[1:]] - sums[pairs.starts[:-1]]
-    return own * np.uint64(2**32 + 15) + pairs.source.astype(np.uint64) * np.uint64(2**61 - 1)
-
-
-def describe(D_g, samples, seconds):
-    """What one looks at after a Grow that drew `samples` in so many seconds; D_g is scored."""
-    ends = samples.tokens[samples.starts[1:] - 1] == EOS
-    return {"reward_samples": mean(D_g.reward[~D_g.human]),
-            "reward_data": mean(D_g.reward[D_g.human]),
-            "truncated": float(1 - ends.mean()),
-            "distinct": float(distinct(samples).mean()),
-            "entropy": float(-samples.logprobs.mean()),
-            "tokens_per_second": len(samples.tokens) / max(seconds, 1e-9)}
-
-
-def mean(x):
-    """Of numbers or booleans; None if there are none."""
-    return float(x.mean()) if len(x) else None
-
-
-# -------------------------------------------------------------------------------------- Improve
-
-
-@dataclass
-class Frozen:
-    """The networks that a loss may lean on; none of them is trained by it."""
-
-    bc: torch.nn.Module = None  # the BC policy: GOLD's p_MLE, PPO's anchor
-    behaviour: torch.nn.Module = None  # the policy that grew D_g: BVMPO's anchor
-    value: torch.nn.Module = None  # its value V(x, y_<t): OAC, BVMPO
-
-
-@dataclass
-class Batch:
-    """What the losses see of B pairs, padded."""
-
-    src: torch.Tensor  # (B, S)
-    tokens: torch.Tensor  # (B, T)
-    mask: torch.Tensor  # (B, T), 1 on real tokens
-    reward: torch.Tensor  # (B, 1); for PPO the advantage
-    old_logprobs: torch.Tensor  # (B, T), of the policy that drew them
-
-
-def collect(pairs, sources, index, device):
-    """The pairs at `index` as one Batch."""
-    pairs = pairs.select(index)
-    src, tokens = pad([sources[i] for i in pairs.source]), pad(pairs.targets())
-    mask = (tokens != PAD).float()
-    old = mask.masked_scatter(mask > 0, torch.from_numpy(pairs.logprobs))
-    reward = torch.from_numpy(pairs.reward)[:, None]
-    return Batch(*(moved(x, device) for x in (src, tokens, mask, reward, old)))
-
-
-def improve(policy, pairs, sources, settings, hp, seed, loss="bc", frozen=Frozen(), kept=None,
-            **kwargs):
-    """Fine-tune `policy`, in place, on the pairs at `kept` (booleans (n,); default: on all).
-
-    BC on D is this; so is each Improve, on what the filter kept, and each round of PPO. **kwargs
-    go to `fit` (evaluate, log, ...).
-    """
-    kept = np.arange(len(pairs)) if kept is None else np.flatnonzero(kept)
-    device = policy.embedding.weight.device
-    forward = compiled(policy, device) if settings.compile else policy
-    log_eta = torch.zeros((), device=device, requires_grad=True)  # V-MPO's temperature, its log
-    frozen_copy = FrozenCopy(policy, settings.gold_sync) if loss == "gold" else None
-
-    def loss_of(index, progress):
-        batch = collect(pairs, sources, kept[index], device)
-        logits = forward(batch.src, shift_right(batch.tokens)).float()  # (B, T, V)
-        if loss == "bc":
-            return losses.bc(logits, batch.tokens, settings.label_smoothing)
-        logprobs = logits.log_softmax(-1).gather(-1, batch.tokens[..., None])[..., 0]
-        if loss == "gold":
-            return losses.gold(logprobs, frozen_copy.logprobs(batch, round(progress * hp.updates)),
-                               known(frozen.bc, batch), batch.mask, settings.gold_reward)
-        if loss == "ppo":
-            kl = losses.kl_divergence(logits, logits_of(frozen.bc, batch))
-            return losses.ppo(logprobs, batch.old_logprobs, batch.reward.expand_as(logprobs), kl,
-                              batch.mask, kl_weight=settings.ppo_kl)
-        advantages = batch.reward - values_of(frozen.value, batch)  # A_t = G_t - V(s_t)
-        if loss == "oac":
-            return losses.oac(logprobs, advantages, batch.mask)
-        kl = losses.kl_divergence(logits_of(frozen.behaviour, batch), logits)
-        return losses.bvmpo(logprobs, advantages, kl, batch.mask, log_eta,
-                            losses.anneal(progress), settings.bvmpo_epsilon)
-
-    lengths, units = pairs.padded_lengths(sources)[kept], pairs.lengths[kept]
-    extra = (log_eta,) if loss == "bvmpo" else ()
-    if loss == "gold":  # gets no gradient and so never moves; but the checkpoint must hold it
-        extra = tuple(frozen_copy.copy.parameters())
-    return fit(policy, loss_of, lengths, units, hp, seed, extra=extra, sources=pairs.source[kept],
-               **kwargs)
-
-
-class FrozenCopy:
-    """GOLD's π̃: a copy of the policy, made anew every so many updates."""
-
-    def __init__(self, policy, every):
-        self.policy, self.every, self.made = policy, every, None
-        self.copy = copy.deepcopy(policy).requires_grad_(False)
-
-    def logprobs(self, batch, update):
-        if update % self.every == 0 and update != self.made:
-            self.copy.load_state_dict(self.policy.state_dict())
-            self.made = update
-        return known(self.copy, batch)
-
-
-@torch.no_grad()
-def known(network, batch):
-    """log-probabilities (B, T) of the batch's targets under a frozen policy."""
-    return token_logprobs(network.eval(), batch.src, batch.tokens)
-
-
-@torch.no_grad()
-def logits_of(network, batch):
-    return network.eval()(batch.src, shift_right(batch.tokens)).float()
-
-
-@torch.no_grad()
-def values_of(value, batch):
-    return value.eval()(batch.src, batch.tokens).sigmoid()
-
-
-# ------------------------------------------------------------------------------------- measures
-
-
-def mean_reward(policy, task, settings):
-    """V(π) on D_eval: a sample of each source at temperature 1, the same random numbers always."""
-    drawn = grow(policy, task.eval_sources, 1, (settings.seed, EVAL), task.max_len,
-                 **settings.decoding())
-    return float(score(drawn, task.eval_sources, task.reward).reward.mean())
-
-
-def evaluate(policy, bc, task, settings):
-    """What a row of the results reports, on test sources; the random numbers never change."""
-    draw = {"max_len": task.max_len, **settings.decoding()}
-    sampled = grow(policy, task.test_sources, 1, (settings.seed, TEST), **draw)
-    greedy = grow(policy, task.test_sources, 1, (0,), temperature=0, **draw)
-    sampled, greedy = (score(x, task.test_sources, task.reward) for x in (sampled, greedy))
-    under_bc = logprobs_of(bc, task.test_sources, sampled)
-    row = {"reward": sampled.reward.mean(), "greedy_reward": greedy.reward.mean(),
-           "entropy": -sampled.logprobs.mean(),  # per token, in nats
-           "kl_to_bc": (sampled.logprobs - under_bc).mean()}
-    row = {name: float(value) for name, value in row.items()}
-    return row | task.metrics(policy, sampled, greedy)
-
-
-@torch.inference_mode()
-def logprobs_of(policy, sources, pairs, batch_tokens=2048):
-    """log π(y_t | y_<t, x) of given pairs, flat like pairs.tokens."""
-    out = np.zeros(len(pairs.tokens), np.float32)
-    device = policy.embedding.weight.device
-    lengths = pairs.padded_lengths(sources)
-    policy.eval()
-    for index in share(by_length(lengths, batch_tokens)):
-        tokens = pad(pairs.targets(index), device)
-        src = pad([sources[i] for i in pairs.source[index]], device)
-        flat = token_logprobs(policy, src, tokens)[tokens != PAD]
-        at = np.concatenate([np.arange(pairs.starts[i], pairs.starts[i + 1]) for i in index])
-        out[at] = flat.float().cpu()
-    sum_up([torch.from_numpy(out)])
-    return out
-
-
-def bc_row(bc, task, settings, run):
-    """The first row of the results, "BC (G=0, I=0)"."""
-    def make():
-        row = {"name": "BC", "loss": "bc", "grow": 0, "improve": 0, "threshold": None,
-               "kept_samples": None, "kept_data": 1.0, "samples": 0, "distinct_samples": 0,
-               "tokens_drawn": 0, "grow_seconds": 0.0,
-               **evaluate(bc, bc, task, settings), "seconds": run.seconds("bc")}
-        run.log("row", **row)
-        return {"row": row}
-
-    return run.step("evaluate-bc", make)["row"]
-
-
-def best_of_n(policy, task, settings, counts=(1, 2, 4, 8, 16, 32, 64)):
-    """Yields (N, Pairs): for each test source the best by reward of its first N samples."""
-    drawn = grow(policy, task.test_sources, max(counts), (settings.seed, BEST_OF), task.max_len,
-                 **settings.decoding())
-    drawn = score(drawn, task.test_sources, task.reward)
-    reward = drawn.reward.reshape(len(task.test_sources), max(counts))
-    for n in counts:
-        best = np.arange(len(reward)) * max(counts) + reward[:, :n].argmax(1)
-        yield n, drawn.select(best)
-
-
-# ------------------------------------------------------------------------------------ Algorithm 1
-
-
-def rest(bc, task, settings, run):
-    """Algorithm 1, from the BC policy on. Yields (row, policy, D_g) after each Improve.
-
-    run.step(name, make) calls make() once, and on resuming gives back what it made; run.pairs is
-    the same for Pairs that are made part by part.
-    """
-    policy, pool, fingers = bc, [], []
-    counts = {"samples": 0, "tokens_drawn": 0, "grow_seconds": 0.0}
-    for g in range(1, settings.grow + 1):
-        if g > 1 and task.refresh:
-            task.reward = task.refresh(policy, g)
-        # Grow: samples of the current policy, joined with D; all scored once.
-        samples = run.pairs(f"grow-{g}", draws(policy, task, settings, g, run))
-        pool = [*(pool if settings.keep_samples else []), samples]
-        D_g = run.pairs(f"score-{g}", scores(pool, task, settings),
-                        lambda D_g: look_at(D_g, samples, settings, g, run))
-        fingers.append(fingerprints(samples))
-        counts["samples"] += settings.samples * len(some_sources(task, settings, g))
-        counts["distinct_samples"] = len(np.unique(np.concatenate(fingers)))
-        counts["tokens_drawn"] += len(samples.tokens)
-        counts["grow_seconds"] += run.seconds(f"grow-{g}") + run.seconds(f"score-{g}")
-        frozen = Frozen(bc, behaviour=policy, value=behaviour_value(policy, D_g, task, settings,
-                                                                    run, g))
-        # Improve: ever stricter filters, ever lower learning rates, each from the policy before.
-        # The first Grow begins with no filter: what Grow alone is worth, the paper's I = 0.
-        for i in settings.improves(g):
-            kept, tau = select(D_g, settings, i)
-            row = {"name": "ReST", "loss": settings.loss if i else "bc", "grow": g, "improve": i,
-                   "threshold": tau, "kept_samples": mean(kept[~D_g.human]),
-                   "kept_data": mean(kept[D_g.human]), **counts}
-            policy, row = improve_step(policy, D_g, kept, task, settings, frozen, run, row)
-            yield row, policy, D_g
-
-
-def draws(policy, task, settings, g, run):
-    """Grow's parts, functions that draw one each: N outputs for some of this Grow's sources."""
-    chosen = some_sources(task, settings, g)
-
-    def draw(index, n, temperature, seeds):
-        drawn = grow(policy, [task.sources[i] for i in index], n, seeds, task.max_len, temperature,
-                     settings.top_k, settings.top_p, **settings.decoding(),
-                     progress=run.progress(f"Grow {g}"))
-        return replace(drawn, source=index[drawn.source])
-
-    parts = []
+    chosen, parts = choose_sources(task, settings, g), []
     for k, temperature in enumerate(settings.temperature[: settings.samples]):
         n = len(range(k, settings.samples, len(settings.temperature)))  # its share of the samples
-        some = max(1, PART // n)
-        for at in range(0, len(chosen), some):
-            seeds = (settings.seed, g, k, at)
-            parts.append(partial(draw, chosen[at : at + some], n, temperature, seeds))
-    return parts
+        size = max(1, PART // n)
+        parts += [(chosen[at : at + size], n, temperature, (settings.seed, g, k, at))
+                  for at in range(0, len(chosen), size)]
+    for index, n, temperature, seed in run.parts(f"grow-{g}", parts):
+        drawn = sample_outputs(policy, [task.sources[i] for i in index], n, seed, task.max_len,
+                               temperature, settings.top_k, settings.top_p, **settings.decoding(),
+                               progress=run.progress(f"Grow {g}"))
+        run.add(replace(drawn, source=index[drawn.source]))
+    samples = run.pairs(f"grow-{g}")
 
-
-def scores(pool, task, settings):
-    """D_g's parts, functions that score one each: the pool's samples, then D.
-
-    pool: the samples of each Grow that counts, the last one being this Grow's.
-    """
-    drawn = [part for samples in pool for part in samples.parts()]
-    parts = drawn + ([] if settings.human == "out" else list(task.data.parts()))
-    ends = np.cumsum([len(part) for part in drawn])
-    # for each drawn part, which of it is new; worked out when the first part is scored, if at all
-    new = cache(lambda: np.split(distinct(*pool), ends[:-1]))
-
-    def scored(k):
-        part = parts[k]
+    drawn = [part for pairs in (*earlier, samples) for part in pairs.parts()]
+    data = [] if settings.human_data == "out" else list(task.data.parts())
+    new = None  # booleans for each drawn part: what is not there already
+    for k, part in run.parts(f"score-{g}", list(enumerate(drawn + data)),
+                             lambda D_g: checks.log_grow(D_g, samples, select, settings, g, run)):
         if settings.distinct and k < len(drawn):
-            part = part.select(new()[k])
-        return score(part, task.sources, task.reward)
-
-    return [partial(scored, k) for k in range(len(parts))]
-
-
-def look_at(D_g, samples, settings, g, run):
-    """A line about a new D_g, and a warning where one is due."""
-    seen = describe(D_g, samples, run.seconds(f"grow-{g}"))
-    run.log("grow", grow=g, **seen)
-    watch.grown(D_g, seen, settings, run)
+            new = new or np.split(first_of_equal(*earlier, samples),
+                                  np.cumsum([len(part) for part in drawn])[:-1])
+            part = part.select(new[k])
+        run.add(score(part, task.sources, task.reward))
+    return run.pairs(f"score-{g}"), samples
 
 
-def some_sources(task, settings, g):
+def choose_sources(task, settings, g):
     """The sources that this Grow samples for: all of them, or a random part."""
     n = len(task.sources)
     if settings.grow_sources == 0 or settings.grow_sources >= n:
@@ -495,46 +266,288 @@ def some_sources(task, settings, g):
     return np.sort(rng.choice(n, settings.grow_sources, replace=False)).astype(np.int32)
 
 
-def improve_step(policy, D_g, kept, task, settings, frozen, run, row):
+def score(pairs, sources, reward):
+    """The same pairs with R(x, y), computed once and stored."""
+    if len(pairs) == 0:
+        return pairs
+    rewards = reward([sources[i] for i in pairs.source], pairs.targets())
+    return replace(pairs, reward=check_rewards(rewards, len(pairs)))
+
+
+# -------------------------------------------------------------------------------------- Improve
+
+
+def improve(policy, pairs, sources, settings, hp, seed, loss=None, kept=None, evaluate=None,
+            **trainer_args):
+    """Fine-tune `policy`, in place, on the pairs at `kept` (booleans (n,); default: on all).
+
+    BC on D is this; so is each Improve, on what the filter kept, and each round of PPO.
+    loss: a losses.Loss; default: BC. evaluate() -> a held-out score, higher is better: the policy
+    returns to the best checkpoint; without it all updates are made, and the last weights stand.
+    """
+    kept = np.arange(len(pairs)) if kept is None else np.flatnonzero(kept)
+    device = policy.embedding.weight.device
+    forward = compiled(policy, device) if settings.compile else policy
+    loss = (loss or LOSSES["bc"](settings, policy, ReferenceModels())).to(device)
+    with Trainer(policy, pairs.padded_lengths(sources)[kept], pairs.lengths[kept], hp, seed, loss,
+                 names=pairs.source[kept], **trainer_args) as trainer:
+        while True:
+            # "while the reward on D_eval improves": evaluate now and then, remember the best
+            if evaluate and trainer.is_evaluation_due():
+                trainer.track_best(evaluate())
+            if trainer.is_done():  # no better for a while, or all updates are made
+                break
+            for index in trainer.next_update():  # one or several micro-batches
+                batch = collate(pairs, sources, kept[index], device)
+                with trainer.autocast():
+                    logits = forward(batch.source, shift_right(batch.tokens)).float()  # (B, T, V)
+                    # F · L: what the filter dropped is not among the pairs
+                    loss_sum = loss(logits, batch, trainer.update, hp.updates)
+                trainer.backward(loss_sum)  # divided by the tokens of all micro-batches
+            trainer.step()  # clip the gradients; optimizer.step() at the next learning rate
+    return trainer.result()
+
+
+def behaviour_cloning(policy, task, settings, hp=None, run=None, evaluate=None, **trainer_args):
+    """ "Train π_θ on D": the step "bc" of a run -> the BC policy, which is `policy`, trained."""
+    run, hp = run or InMemory(), hp or settings.training()
+    task.base = copy.deepcopy(policy), hp
+    saved = run.begin("bc")
+    if saved is None:
+        done = improve(policy, task.data, task.sources, settings, hp, settings.seed,
+                       evaluate=evaluate, checkpoint=run.checkpoint,
+                       **{"log": run.logger("bc"), "title": "BC", **trainer_args})
+        checks.check_bc(done, run)
+        saved = run.end({"policy": policy.state_dict(), **done})
+    load_weights(policy, saved["policy"])
+    return policy.eval()
+
+
+# ------------------------------------------------------------------------------------ Algorithm 1
+
+
+def rest(bc, task, settings, run=None):
+    """Algorithm 1, from the BC policy on. Yields (row, policy, D_g) after each Improve.
+
+    run: what keeps each step, so that it can be gone on with (infra/run.py); by default nothing is
+    kept. `bc` and `task` stay as they are.
+    """
+    run, task = run or InMemory(), replace(task)
+    checks.check_start(bc, task, settings, run)
+    policy, earlier, hashes = bc, [], []
+    counts = {"samples": 0, "tokens_drawn": 0, "grow_seconds": 0.0}
+    for g in range(1, settings.grow + 1):
+        if g > 1 and task.refresh:
+            task.reward = task.refresh(policy, g)
+        # Grow: samples of the current policy, joined with D; all scored once.
+        D_g, samples = grow(policy, task, settings, g, run, earlier)
+        earlier = [*earlier, samples] if settings.keep_samples else []
+        hashes.append(hash_outputs(samples))
+        counts["samples"] += settings.samples * len(choose_sources(task, settings, g))
+        counts["distinct_samples"] = len(np.unique(np.concatenate(hashes)))
+        counts["tokens_drawn"] += len(samples.tokens)
+        counts["grow_seconds"] += run.seconds(f"grow-{g}") + run.seconds(f"score-{g}")
+        reference = ReferenceModels(bc, behaviour=policy, value=fit_behaviour_value(
+            policy, D_g, task, settings, run, g))
+        # Improve: ever stricter filters, ever lower learning rates, each from the policy before.
+        # The first Grow begins with no filter: what Grow alone is worth, the paper's I = 0.
+        for i in settings.improves(g):
+            kept, tau = select(D_g, settings, i)
+            row = {"name": "ReST", "loss": settings.loss if i else "bc", "grow": g, "improve": i,
+                   "threshold": tau, "kept_samples": mean(kept[~D_g.human]),
+                   "kept_data": mean(kept[D_g.human]), **counts}
+            policy, row = improve_step(policy, D_g, kept, task, settings, reference, run, row)
+            yield row, policy, D_g
+
+
+def improve_step(policy, D_g, kept, task, settings, reference, run, row):
     """One Improve on what is kept -> (new policy, its row). Nothing kept: the policy stays."""
     g, i = row["grow"], row["improve"]
-    name, hp = f"improve-{g}-{i}", settings.training(lr=settings.lr * settings.lr_decay**i)
-    start = {"previous": policy, "bc": frozen.bc}.get(settings.start)
+    hp = settings.training(lr=settings.lr * settings.lr_decay**i)  # lower for each Improve
+    start = {"previous": policy, "bc": reference.bc}.get(settings.start)
     if settings.start == "base":
         start, hp = task.base
     new = copy.deepcopy(start if kept.any() else policy)
-    on_eval = (lambda: mean_reward(new, task, settings)) if settings.stop == "best" else None
+    on_eval = (lambda: mean_reward(new, task, settings)) if settings.checkpoint == "best" else None
 
-    def make():
-        watch.filtered(D_g, kept, row, settings, run)
-        fitted = {"updates": 0, "units": 0, "seconds": 0.0}
+    saved = run.begin(f"improve-{g}-{i}")
+    if saved is None:
+        checks.check_filter(D_g, kept, row, settings, run)
+        done = {"updates": 0, "tokens": 0, "seconds": 0.0}
         if kept.any():
-            fitted = improve(new, D_g, task.sources, settings, hp, seed_of(settings.seed, g, i),
-                             row["loss"], frozen, kept, evaluate=on_eval, log=run.logger(name),
-                             checkpoint=run.checkpoint, title=f"Improve {g},{i}")
-        done = row | {"updates": fitted["updates"], "tokens_trained": fitted["units"],
-                      "train_seconds": fitted["seconds"]}
-        done |= evaluate(new, frozen.bc, task, settings)
-        done["seconds"] = run.seconds_at_work()
-        run.log("row", **done)
-        return {"policy": new.state_dict(), "row": done}
+            loss = LOSSES[row["loss"]](settings, new, reference)
+            done = improve(new, D_g, task.sources, settings, hp, seed_of(settings.seed, g, i), loss,
+                           kept, on_eval, log=run.logger(f"improve-{g}-{i}"),
+                           checkpoint=run.checkpoint, title=f"Improve {g},{i}")
+        row = row | {"updates": done["updates"], "tokens_trained": done["tokens"],
+                     "train_seconds": done["seconds"]}
+        row |= evaluate(new, reference.bc, task, settings)
+        row["seconds"] = run.seconds_at_work()
+        run.log("row", **row)
+        saved = run.end({"policy": new.state_dict(), "row": row})
+    load_weights(new, saved["policy"])
+    return new, saved["row"]
 
-    made = run.step(name, make)
-    load_weights(new, made["policy"])
-    return new, made["row"]
 
-
-def behaviour_value(policy, D_g, task, settings, run, g):
-    """V^μ, for the two losses that need one: μ is the mixture that D_g is, π's samples and D."""
-    if settings.loss not in ("oac", "bvmpo"):
+def fit_behaviour_value(policy, D_g, task, settings, run, g):
+    """V^μ, for losses that need one: μ is the mixture that D_g is, the policy's samples and D."""
+    if not LOSSES[settings.loss].needs_value:
         return None
     value = ValueModel.from_policy(policy)
-
-    def make():
-        hp = settings.training(updates=settings.value_updates)
-        train_value(value, task.sources, D_g, hp, seed_of(settings.seed, g, VALUE),
-                    log=run.logger(f"value-{g}"), checkpoint=run.checkpoint, title="value model")
-        return {"value": value.state_dict()}
-
-    load_weights(value, run.step(f"value-{g}", make)["value"])
+    saved = run.begin(f"value-{g}")
+    if saved is None:
+        train_value(value, task.sources, D_g, settings.training(updates=settings.value_updates),
+                    seed_of(settings.seed, g, VALUE), log=run.logger(f"value-{g}"),
+                    checkpoint=run.checkpoint, title="value model")
+        saved = run.end({"value": value.state_dict()})
+    load_weights(value, saved["value"])
     return value
+
+
+# ------------------------------------------------------------------------- online RL, a special case
+
+
+def online(bc, task, settings, run=None):
+    """Online RL with PPO: the same loop with many small Grows, no D, no filter, and another loss.
+
+    A Grow of a few hundred samples; a few updates of PPO, whose KL to the BC policy takes the place
+    of D as the anchor; and again, until settings.ppo_samples are drawn. The optimiser lives on from
+    round to round. The way is cut into settings.ppo_rows parts. Yields (row, policy) after each.
+    """
+    run, chosen = run or InMemory(), sources_of_rounds(task, settings)
+    hp = settings.training(updates=settings.ppo_updates, lr=settings.ppo_lr, warmup=0,
+                           final_lr=1.0, dropout=False)
+    policy = copy.deepcopy(bc)
+    optimizer = adamw(policy.parameters(), hp)
+    totals = {"round": 0, "hashes": torch.zeros(0, dtype=torch.int64), "tokens": 0,
+              "grow_seconds": 0.0, "trained": 0, "train_seconds": 0.0}  # of all rounds so far
+
+    def state():
+        return {**totals, "policy": policy.state_dict(), "optimizer": optimizer.state_dict()}
+
+    def restore(saved):
+        load_weights(policy, saved["policy"])
+        optimizer.load_state_dict(saved["optimizer"])
+        totals.update({name: saved[name] for name in totals})
+
+    parts = np.array_split(range(len(chosen)), min(settings.ppo_rows, len(chosen)))
+    for part, rounds in enumerate(parts, 1):
+        saved = run.begin(f"ppo-{part}")
+        if saved is None:
+            before = dict(totals)
+            if run.checkpoint is not None and (kept := run.checkpoint.load("ppo")) is not None:
+                restore(kept)
+            for k in run.progress("PPO")(range(totals["round"], int(rounds[-1]) + 1)):
+                if run.checkpoint is not None and run.checkpoint.due():
+                    run.checkpoint.save("ppo", state())
+                samples, seconds, done = ppo_round(policy, bc, chosen[k], task, settings, hp,
+                                                   optimizer, k)
+                hashes = torch.from_numpy(hash_outputs(samples).view(np.int64))
+                totals.update(round=k + 1, hashes=torch.cat([totals["hashes"], hashes]).unique(),
+                              tokens=totals["tokens"] + len(samples.tokens),
+                              grow_seconds=totals["grow_seconds"] + seconds,
+                              trained=totals["trained"] + done["tokens"],
+                              train_seconds=totals["train_seconds"] + done["seconds"])
+                run.log("ppo", round=k, reward=float(samples.reward.mean()))
+            row = {"name": "PPO", "loss": "ppo", "grow": totals["round"],
+                   "improve": settings.ppo_updates, "threshold": None, "kept_samples": 1.0,
+                   "kept_data": None,
+                   "samples": totals["round"] * len(chosen[0]) * settings.ppo_group,
+                   "distinct_samples": len(totals["hashes"]), "tokens_drawn": totals["tokens"],
+                   "grow_seconds": totals["grow_seconds"],
+                   "updates": (totals["round"] - before["round"]) * settings.ppo_updates,
+                   "tokens_trained": totals["trained"] - before["trained"],
+                   "train_seconds": totals["train_seconds"] - before["train_seconds"],
+                   **evaluate(policy, bc, task, settings)}
+            row["seconds"] = run.seconds_at_work()
+            run.log("row", **row)
+            saved = run.end({**state(), "row": row})
+        restore(saved)
+        yield saved["row"], policy
+
+
+def sources_of_rounds(task, settings):
+    """A list of index arrays: the sources that each round of PPO samples for."""
+    budget = settings.ppo_samples or settings.samples * len(choose_sources(task, settings, 1))
+    per_round = max(1, min(settings.ppo_batch, budget) // settings.ppo_group)
+    per_round = min(per_round, len(task.sources))
+    rounds = max(1, budget // (per_round * settings.ppo_group))
+    rng = np.random.default_rng((settings.seed, PPO_ROUNDS))
+    return [rng.choice(len(task.sources), per_round, replace=False) for _ in range(rounds)]
+
+
+def ppo_round(policy, bc, chosen, task, settings, hp, optimizer, k):
+    """Grow on the `chosen` sources, then PPO on what was drawn.
+
+    Returns the scored samples, the seconds that they took, and what the training says of itself.
+    The baseline of a sample is the mean reward of its source's samples, in place of a critic; the
+    advantages are divided by the standard deviation of the round's rewards.
+    """
+    start, sources = time.monotonic(), [task.sources[i] for i in chosen]
+    seed = (settings.seed, PPO_ROUNDS, k)
+    samples = sample_outputs(policy, sources, settings.ppo_group, seed, task.max_len,
+                             **settings.decoding())
+    samples = score(samples, sources, task.reward)
+    seconds = time.monotonic() - start
+    groups = samples.reward.reshape(len(sources), -1)
+    advantages = (groups - groups.mean(1, keepdims=True)) / (groups.std() + 1e-6)
+    pairs = replace(samples, reward=advantages.ravel().astype(np.float32))
+    longest = max(int(pairs.lengths.max()), *map(len, sources))
+    hp = replace(hp, batch_tokens=-(-len(pairs) // hp.updates) * longest)
+    done = improve(policy, pairs, sources, settings, hp, seed_of(*seed),
+                   PPO(settings, policy, ReferenceModels(bc)), optimizer=optimizer)
+    return replace(samples, source=chosen[samples.source].astype(np.int32)), seconds, done
+
+
+# ------------------------------------------------------------------------------------- measures
+
+
+def mean_reward(policy, task, settings):
+    """V(π) on D_eval: a sample of each source at temperature 1, the same random numbers always."""
+    drawn = sample_outputs(policy, task.eval_sources, 1, (settings.seed, EVAL), task.max_len,
+                           **settings.decoding())
+    return float(score(drawn, task.eval_sources, task.reward).reward.mean())
+
+
+def evaluate(policy, bc, task, settings):
+    """What a row of the results reports, on test sources; the random numbers never change."""
+    how = {"max_len": task.max_len, **settings.decoding()}
+    sampled = sample_outputs(policy, task.test_sources, 1, (settings.seed, TEST), **how)
+    greedy = sample_outputs(policy, task.test_sources, 1, 0, temperature=0, **how)
+    sampled, greedy = (score(x, task.test_sources, task.reward) for x in (sampled, greedy))
+    under_bc = logprobs_of(bc, task.test_sources, sampled)
+    row = {"reward": sampled.reward.mean(), "greedy_reward": greedy.reward.mean(),
+           "entropy": -sampled.logprobs.mean(),  # per token, in nats
+           "kl_to_bc": (sampled.logprobs - under_bc).mean()}
+    row = {name: float(value) for name, value in row.items()}
+    return row | (task.metrics(policy, sampled, greedy) if task.metrics else {})
+
+
+def bc_row(bc, task, settings, run=None):
+    """The first row of the results, "BC (G=0, I=0)"."""
+    run = run or InMemory()
+    saved = run.begin("evaluate-bc")
+    if saved is None:
+        row = {"name": "BC", "loss": "bc", "grow": 0, "improve": 0, "threshold": None,
+               "kept_samples": None, "kept_data": 1.0, "samples": 0, "distinct_samples": 0,
+               "tokens_drawn": 0, "grow_seconds": 0.0,
+               **evaluate(bc, bc, task, settings), "seconds": run.seconds("bc")}
+        run.log("row", **row)
+        saved = run.end({"row": row})
+    return saved["row"]
+
+
+def best_of_n(policy, task, settings, counts=(1, 2, 4, 8, 16, 32, 64)):
+    """Yields (N, Pairs): for each test source the best by reward of its first N samples."""
+    drawn = sample_outputs(policy, task.test_sources, max(counts), (settings.seed, BEST_OF),
+                           task.max_len, **settings.decoding())
+    drawn = score(drawn, task.test_sources, task.reward)
+    reward = drawn.reward.reshape(len(task.test_sources), max(counts))
+    for n in counts:
+        best = np.arange(len(reward)) * max(counts) + reward[:, :n].argmax(1)
+        yield n, drawn.select(best)
+
+
+def mean(x):
+    """Of numbers or booleans; None if there are none."""
+    return float(x.mean()) if len(x) else None

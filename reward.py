@@ -21,12 +21,14 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from model import EOS, PAD, Transformer, evaluating, shift_right
-from parallel import share, sum_up
-from train import by_length, fit, pad
+from infra.batches import bucket_by_length, pad
+from infra.errors import UserError
+from infra.processes import all_reduce, shard
+from infra.trainer import Trainer
+from model import PAD, Transformer, eval_mode, shift_right
 
 
-class Critic(nn.Module):
+class PolicyWithHead(nn.Module):
     """A policy's body, with a head that makes one number of its states."""
 
     def __init__(self, config, head):
@@ -37,16 +39,16 @@ class Critic(nn.Module):
     def from_policy(cls, policy):
         with torch.random.fork_rng([]):  # the head does not depend on what was drawn before
             torch.manual_seed(0)
-            critic = cls(policy.config).to(policy.embedding.weight.device)
-        critic.body.load_state_dict(copy.deepcopy(policy.state_dict()))
-        return critic
+            model = cls(policy.config).to(policy.embedding.weight.device)
+        model.body.load_state_dict(copy.deepcopy(policy.state_dict()))
+        return model
 
     def states(self, src, tokens):
         """The decoder's states s_t = (x, y_<t) before each token y_t: (B, T, D)."""
         return self.body.decode(shift_right(tokens), *self.body.encode(src))
 
 
-class RewardModel(Critic):
+class RewardModel(PolicyWithHead):
     """R(x, y) = σ(MLP(mean_t [s_t, s_t ⊙ e(y_t), log π(y_t)])): how well each token fits its place.
 
     e are the body's embeddings, so that s_t ⊙ e(y_t) sums to its logit for y_t, and log π(y_t) is
@@ -73,15 +75,15 @@ class RewardModel(Critic):
         scores = np.zeros(len(outputs), np.float32)
         lengths = np.array([max(len(x), len(y)) for x, y in zip(sources, outputs)])
         device = self.body.embedding.weight.device
-        with evaluating(self), torch.inference_mode():
-            for index in share(by_length(lengths, batch_tokens)):
+        with eval_mode(self), torch.inference_mode():
+            for index in shard(bucket_by_length(lengths, batch_tokens)):
                 src, out = (pad([ids[i] for i in index], device) for ids in (sources, outputs))
                 scores[index] = self(src, out).float().sigmoid().cpu()
-        sum_up([torch.from_numpy(scores)])
+        all_reduce([torch.from_numpy(scores)])
         return scores
 
 
-class ValueModel(Critic):
+class ValueModel(PolicyWithHead):
     """V(x, y_<t): the return to expect before y_t is chosen."""
 
     def __init__(self, config):
@@ -92,32 +94,40 @@ class ValueModel(Critic):
         return self.head(self.states(src, tokens))[..., 0]
 
 
-def train_reward(model, sources, rated, hp, seed, preferences=False, **kwargs):
-    """Train on `rated`, Pairs whose reward is the rating in [0, 1]. **kwargs go to `fit`.
+def train_reward(model, sources, rated, hp, seed, preferences=False, **trainer_args):
+    """Train on `rated`, Pairs whose reward is the rating in [0, 1].
 
     Regression minimises the cross-entropy to the rating as a soft label, whose best answer is the
     mean rating, like the squared error's, but whose gradient does not die where a sigmoid is flat.
     Preferences:  -log σ(r(x, y_w) - r(x, y_l))  (Bradley-Terry; Christiano et al. 2017, eq. 1).
     """
+    check_rewards(rated.reward, len(rated), "rating")
     device = model.body.embedding.weight.device
     rating = torch.tensor(rated.reward, device=device)
     winners, losers = preference_pairs(rated, seed) if preferences else (np.arange(len(rated)),) * 2
     if len(winners) == 0:
-        raise ValueError("no source has two outputs of different rating: nothing to prefer")
+        raise UserError("no source has two outputs of different rating: nothing to prefer")
 
     def logits(index):
         src = pad([sources[i] for i in rated.source[index]], device)
         return model(src, pad(rated.targets(index), device))
 
-    def loss_of(index, progress):
-        if preferences:
-            return -F.logsigmoid(logits(winners[index]) - logits(losers[index])).sum()
-        return F.binary_cross_entropy_with_logits(logits(index), rating[index], reduction="sum")
-
     lengths = rated.padded_lengths(sources)
     lengths = np.maximum(lengths[winners], lengths[losers])
-    return fit(model, loss_of, lengths, np.ones(len(winners)), hp, seed,
-               sources=rated.source[winners], **kwargs)
+    with Trainer(model, lengths, np.ones(len(winners)), hp, seed, names=rated.source[winners],
+                 **trainer_args) as trainer:
+        while not trainer.is_done():
+            for index in trainer.next_update():
+                with trainer.autocast():
+                    if preferences:
+                        margin = logits(winners[index]) - logits(losers[index])
+                        loss_sum = -F.logsigmoid(margin).sum()
+                    else:
+                        loss_sum = F.binary_cross_entropy_with_logits(
+                            logits(index), rating[index], reduction="sum")
+                trainer.backward(loss_sum)
+            trainer.step()
+    return trainer.result()
 
 
 def preference_pairs(rated, seed):
@@ -132,109 +142,39 @@ def preference_pairs(rated, seed):
     return np.where(wins, left, right), np.where(wins, right, left)
 
 
-def train_value(model, sources, pairs, hp, seed, **kwargs):
+def train_value(model, sources, pairs, hp, seed, **trainer_args):
     """Behaviour value estimation: the Monte-Carlo return of D_g's own pairs, at every token.
 
     The only reward comes at the end and γ = 1, so the return of each position is R(x, y).
     """
     device = model.body.embedding.weight.device
     reward = torch.tensor(pairs.reward, device=device)
-
-    def loss_of(index, progress):
-        tokens = pad(pairs.targets(index), device)
-        values = model(pad([sources[i] for i in pairs.source[index]], device), tokens)
-        returns = reward[index][:, None].expand_as(values)
-        loss = F.binary_cross_entropy_with_logits(values, returns, reduction="none")
-        return loss[tokens != PAD].sum()
-
-    lengths = pairs.padded_lengths(sources)
-    return fit(model, loss_of, lengths, pairs.lengths, hp, seed, sources=pairs.source, **kwargs)
-
-
-# -------------------------------------------------------------------- how good is a reward model
-
-
-def judge(score, sources, rated):
-    """Measures of a reward on held-out sources: correlations in [-1, 1], shares in [0, 1].
-
-    score(sources, outputs) -> (n,); rated: Pairs of held-out sources with their true ratings. The
-    pairs within a source are what filtering needs. A measure that is not defined, where all scores
-    are equal, is left out. Takes memory in n².
-    """
-    given = score([sources[i] for i in rated.source], rated.targets())
-    true = rated.reward
-    same = rated.source[:, None] == rated.source
-    above = true[:, None] > true
-    ordered = np.sign(given[:, None] - given)
-    measures = {
-        "pearson": pearson(given, true),
-        "spearman": pearson(ranks(given), ranks(true)),
-        "kendall": kendall(given, true),
-    } if np.ptp(given) > 0 and np.ptp(true) > 0 else {}
-    if (same & above).any():  # a tie counts half
-        measures["pairs within a source"] = float((ordered[same & above] + 1).mean() / 2)
-    return measures
+    with Trainer(model, pairs.padded_lengths(sources), pairs.lengths, hp, seed,
+                 names=pairs.source, **trainer_args) as trainer:
+        while not trainer.is_done():
+            for index in trainer.next_update():
+                tokens = pad(pairs.targets(index), device)
+                with trainer.autocast():
+                    values = model(pad([sources[i] for i in pairs.source[index]], device), tokens)
+                    returns = reward[index][:, None].expand_as(values)
+                    loss = F.binary_cross_entropy_with_logits(values, returns, reduction="none")
+                    loss_sum = loss[tokens != PAD].sum()
+                trainer.backward(loss_sum)
+            trainer.step()
+    return trainer.result()
 
 
-def reference_above(score, sources, references, samples):
-    """The share of samples (Pairs) with a lower reward than the human target of their source."""
-    given = score([sources[i] for i in samples.source], samples.targets())
-    return float((score(sources, references)[samples.source] > given).mean())
-
-
-def ranks(x):
-    """Ranks from 0, ties sharing their mean rank, as Spearman's coefficient wants them."""
-    _, inverse, counts = np.unique(x, return_inverse=True, return_counts=True)
-    last = np.cumsum(counts) - 1
-    return (last - (counts - 1) / 2)[inverse]
-
-
-def pearson(x, y):
-    return float(np.corrcoef(x, y)[0, 1])
-
-
-def kendall(x, y):
-    """Kendall's τ-b, corrected for ties."""
-    dx, dy = np.sign(x[:, None] - x), np.sign(y[:, None] - y)
-    return float((dx * dy).sum() / np.sqrt((dx != 0).sum() * (dy != 0).sum()))
-
-
-def unit_tests(score, sources, references, seed=0):
-    """The paper's checks: the mean reward of references, and of references made bad on purpose."""
-    rng = np.random.default_rng(seed)
-    words = [np.asarray(y)[np.asarray(y) != EOS] for y in references]
-    end = [EOS]
-    made = {
-        "the reference": words,
-        "its words shuffled": [rng.permutation(y) for y in words],
-        "repeated twice": [np.concatenate([y, y]) for y in words],
-        "empty": [y[:0] for y in words],
-        "another source's": words[1:] + words[:1],
-    }
-    return {name: float(score(sources, [np.concatenate([y, end]) for y in outputs]).mean())
-            for name, outputs in made.items()}
-
-
-def table(judged, tests):
-    """Both of these as text."""
-    lines = ["reward model, on held-out sources"]
-    lines += [f"  {name:28}{value:6.2f}" for name, value in judged.items()]
-    lines += ["  mean reward of"]
-    lines += [f"    {name:26}{100 * value:6.1f}" for name, value in tests.items()]
-    return "\n".join(lines)
-
-
-def check_rewards(rewards, n):
-    """What a reward function answered for n outputs, as float32 (n,); ValueError if unfit."""
+def check_rewards(rewards, n, what="reward"):
+    """What a reward function returned for n outputs, as float32 (n,); UserError if unfit."""
     try:
         with np.errstate(over="ignore"):  # what does not fit becomes infinite, and is refused
             rewards = np.asarray(rewards, np.float32)
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
-        raise ValueError(f"the reward is not an array of numbers ({error})") from None
+        raise UserError(f"the {what} is not an array of numbers ({error})") from None
     if rewards.shape != (n,):
-        raise ValueError(f"the reward gave shape {rewards.shape} for {n} outputs")
+        raise UserError(f"the {what} has shape {rewards.shape} for {n} outputs")
     bad = ~np.isfinite(rewards) | (rewards < 0) | (rewards > 1)
     if bad.any():
-        raise ValueError(f"the reward of output {int(bad.argmax())} is {rewards[bad.argmax()]}; "
-                         "it must be a finite number in [0, 1]")
+        raise UserError(f"the {what} of output {int(bad.argmax())} is {rewards[bad.argmax()]}; "
+                        "it must be a finite number in [0, 1]")
     return rewards

@@ -13,7 +13,6 @@ The oracle stands in for the paper's human evaluation: reported, never trained o
 Left out: everything about real text, which train_mt.py has.
 """
 
-import copy
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -21,13 +20,17 @@ import torch
 
 import rest
 import reward as rm
-from methods import METHODS
+from infra.cli import choose_device, run_cli
+from infra.errors import UserError, as_user_error
+from infra.pairs import Pairs
+from infra.relatives import METHODS
+from infra.report import Report, finish, label, look, verdict
+from infra.reward_metrics import evaluate_reward_model, reference_above, table, unit_tests
+from infra.run import Run
+from infra.sampling import sample_outputs
+from infra.settings import RunSettings, parse, setting
+from infra.storage import load_weights
 from model import EOS, Config, Transformer
-from online import online
-from pairs import Pairs
-from report import Report, best_of_n_table, finish, label, look, verdict
-from run import Run, RunSettings, choose_device, guarded, parse, setting, valid
-from storage import UserError, load_weights
 
 WORDS, HABITS, ADJECTIVES = 32, 10, 8  # of the language
 HABIT_RATE, NOISE_RATE = 0.55, 0.07  # how often a habit, a random word, spoils a demonstration
@@ -36,8 +39,8 @@ DATA, DEMONSTRATORS, RATERS, JUDGED = 2, 3, 4, 5  # purposes of random numbers
 
 
 @dataclass
-class Settings(RunSettings, rest.Settings):
-    """The demo's settings."""
+class Settings(rest.Settings, RunSettings):
+    """The demo: the invented language, BC, ratings, reward model"""
 
     demonstrations: int = setting(4000, "human pairs D", low=1)
     rated_sources: int = setting(3000, "sources whose outputs are rated", low=1)
@@ -45,11 +48,11 @@ class Settings(RunSettings, rest.Settings):
                                                     "of the rated outputs of each", low=0)
     rating_noise: float = setting(0.7, "standard deviation of a rating, on the scale of 0 to 6",
                                   low=0)
-    refresh: bool = setting(False, "share the ratings out over the Grows: before each, its "
+    refresh: bool = setting(False, "split the ratings over the Grows: before each, its "
                             "policy's outputs are rated, and the reward model is trained anew on "
                             "all ratings")
     updates: int = setting(150, "most updates of an Improve", low=1)
-    evaluate_every: int = setting(75, "updates between two looks at the reward on D_eval", low=1)
+    evaluate_every: int = setting(75, "updates between two evaluations of the reward on D_eval", low=1)
     lr: float = setting(4e-3, "peak learning rate of an Improve, times lr_decay^i", low=0)
     batch_tokens: int = setting(1024, "padded tokens of a training batch", low=1)
     d_model: int = setting(64, "width of the transformers", low=1)
@@ -69,7 +72,7 @@ class Settings(RunSettings, rest.Settings):
     def __post_init__(self):
         super().__post_init__()
         if self.refresh and self.rated_sources < self.grow:
-            raise UserError(f"--refresh shares --rated-sources {self.rated_sources} out over "
+            raise UserError(f"--refresh splits --rated-sources {self.rated_sources} over "
                             f"--grow {self.grow} Grows: too few")
 
 
@@ -188,8 +191,9 @@ def prepare(settings, run, device):
 
     def train_on_ratings(policy, g):
         """Rate outputs of `policy`, and train a reward model on all ratings so far."""
-        rated.append(run.pairs(f"rated-{g}", [lambda: rate_samples(
-            policy, rated_sources, shares[g - 1], language, settings, g)]))
+        for index in run.parts(f"rated-{g}", [shares[g - 1]]):
+            run.add(rate_samples(policy, rated_sources, index, language, settings, g))
+        rated.append(run.pairs(f"rated-{g}"))
         return reward_model(bc, rated_sources, Pairs.join(rated), held_out, language, settings,
                             run, g)
 
@@ -211,39 +215,41 @@ def prepare(settings, run, device):
     return toy
 
 
+FIRST = ("grow", "improve", "samples", "filter", "loss", "ppo", "seed", "out", "resume", "show")
+
+
 def main(argv=None):
-    settings = parse(Settings, argv, __doc__.split("\n")[0], method=METHODS)
+    settings = parse(Settings, argv, __doc__.split("\n")[0], FIRST, method=METHODS)
     device = choose_device(settings.device)
-    run = Run(settings, "toy")
+    with Run(settings, "toy") as run:
+        if settings.show:
+            language = Language(settings.seed)
+            sources = language.sources(settings.demonstrations, stream(settings, DATA, 0))
+            look(run, settings, rest.select, lambda i: language.text(sources[i]), language.text)
+        else:
+            train(settings, run, device)
+
+
+def train(settings, run, device):
     print(f"{run.folder}: ReST on an invented language, seed {settings.seed}, on {device}")
-    if settings.show:
-        language = Language(settings.seed)
-        sources = language.sources(settings.demonstrations, stream(settings, DATA, 0))
-        return look(run, settings, lambda i: language.text(sources[i]), language.text)
     toy = prepare(settings, run, device)
     task, language, bc = toy.task, toy.language, toy.bc
-
     report = Report(run, ["reward", "greedy_reward", "oracle", "greedy_oracle", "entropy",
                           "kl_to_bc", "kept_samples", "kept_data", "samples", "distinct_samples",
                           "seconds"], lambda policy, row: examples(policy, row, task, language,
-                                                            settings))
-    row, policy = rest.bc_row(bc, task, settings, run), bc
-    report.add(row, policy, show=True)
+                                                                   settings))
+    report.add(rest.bc_row(bc, task, settings, run), bc, show=True)
+    name, policy = "ReST", bc
     for row, policy, D_g in rest.rest(bc, task, settings, run):
         last = settings.grow, settings.improves(settings.grow)[-1]
         report.add(row, policy, show=(row["grow"], row["improve"]) == last)
-    name = "ReST"
     if settings.ppo:
-        for row, ppo_policy in online(bc, task, settings, run):
+        for row, ppo_policy in rest.online(bc, task, settings, run):
             report.add(row, ppo_policy)
         if settings.grow == 0:
             name, policy = "PPO", ppo_policy
-    best = run.step("best-of-n", lambda: {"rows": [
-        entry for name, p in (("BC", bc), (name, policy))
-        for entry in best_of_n(name, p, task, language, settings)]})["rows"]
-    print(report)
-    print(best_of_n_table(best))
-    finish(run, "toy", report.rows, best, policy, toy.reward_model)
+    best = best_of_n({"BC": bc, name: policy}, task, language, settings, run)
+    finish(run, "toy", report, best, policy, toy.reward_model)
 
 
 def examples(policy, row, task, language, settings, count=3):
@@ -255,7 +261,8 @@ def examples(policy, row, task, language, settings, count=3):
     for i, x in enumerate(task.test_sources[:count]):
         lines.append(f"{'source':36}{language.text(x)}")
         right = Pairs.of([0], [language.translate(x)])
-        greedy, sampled = (rest.grow(policy, [x], 1, (i,), MAX_LEN, temperature=t) for t in (0, 1))
+        greedy, sampled = (sample_outputs(policy, [x], 1, i, MAX_LEN, temperature=t)
+                           for t in (0, 1))
         for name, y in (("right", right), ("greedy", greedy), ("sample", sampled)):
             reward = rest.score(y, [x], task.reward).reward[0]
             oracle = language.oracle([x], y.targets())[0]
@@ -264,32 +271,36 @@ def examples(policy, row, task, language, settings, count=3):
     return lines
 
 
-def best_of_n(name, policy, task, language, settings):
-    """Reward and oracle of the best of N samples by reward, for N = 1, 2, 4, ..."""
-    counts = [2**k for k in range(settings.best_of.bit_length())]
-    for n, chosen in rest.best_of_n(policy, task, settings, counts):
-        oracle = language.oracle([task.test_sources[i] for i in chosen.source], chosen.targets())
-        yield {"policy": name, "n": n, "reward": float(chosen.reward.mean()),
-               "oracle": float(oracle.mean())}
+def best_of_n(policies, task, language, settings, run):
+    """Reward and oracle of the best of N samples by reward, for N = 1, 2, 4, ... -> entries."""
+    saved = run.begin("best-of-n")
+    if saved is not None and saved["best_of"] != settings.best_of:
+        run.forget("best-of-n")
+        saved = run.begin("best-of-n")
+    if saved is None:
+        entries, counts = [], [2**k for k in range(settings.best_of.bit_length())]
+        for name, policy in policies.items():
+            for n, best in rest.best_of_n(policy, task, settings, counts):
+                oracle = language.oracle([task.test_sources[i] for i in best.source],
+                                         best.targets())
+                entries.append({"policy": name, "n": n, "reward": float(best.reward.mean()),
+                                "oracle": float(oracle.mean())})
+        saved = run.end({"rows": entries, "best_of": settings.best_of})
+    return saved["rows"]
 
 
 def behaviour_cloning(task, language, settings, run, device):
     """The policy trained on D alone."""
     torch.manual_seed(settings.seed)
-    policy = Transformer(valid(Config, language.vocab_size, settings.d_model, 4, settings.layers,
-                               settings.layers, 4 * settings.d_model, settings.dropout, MAX_LEN))
-    policy.to(device)
-    hp = settings.training(updates=settings.bc_updates, lr=settings.bc_lr, warmup=100)
-    task.base = copy.deepcopy(policy), replace(hp, patience=1000)  # an Improve looks at D_eval
-
-    def make():
-        done = rest.improve(policy, task.data, task.sources, settings, hp, settings.seed,
-                            log=run.logger("bc"), checkpoint=run.checkpoint, title="BC")
-        return {"policy": policy.state_dict(), **done}
-
-    load_weights(policy, run.step("bc", make)["policy"])
+    policy = Transformer(as_user_error(
+        Config, language.vocab_size, settings.d_model, 4, settings.layers, settings.layers,
+        4 * settings.d_model, settings.dropout, MAX_LEN)).to(device)
+    # patience serves method "base", whose Improves train like BC but are evaluated on D_eval
+    hp = settings.training(updates=settings.bc_updates, lr=settings.bc_lr, warmup=100,
+                           patience=1000)
+    policy = rest.behaviour_cloning(policy, task, settings, hp, run)
     print(f"BC: {run.seconds('bc'):.0f} s")
-    return policy.eval()
+    return policy
 
 
 def rate_samples(policy, sources, index, language, settings, g):
@@ -309,38 +320,34 @@ def rate_samples(policy, sources, index, language, settings, g):
 def samples_at(policy, sources, settings, rng, temperatures):
     """One sample of each source at each temperature."""
     return Pairs.join([
-        rest.grow(policy, sources, 1, (settings.seed, int(rng.integers(2**31))), MAX_LEN,
-                  temperature=t) for t in temperatures])
+        sample_outputs(policy, sources, 1, (settings.seed, int(rng.integers(2**31))), MAX_LEN,
+                       temperature=t) for t in temperatures])
 
 
 def reward_model(bc, rated_sources, rated, held_out, language, settings, run, g):
     """A reward model from noisy ratings, and how good it is on BC's samples of D_eval."""
     name = "reward" if g == 1 else f"reward-{g}"
-
-    def make():
+    model = rm.RewardModel.from_policy(bc)
+    saved = run.begin(name)
+    if saved is None:
         hp = settings.training(updates=settings.reward_updates, lr=settings.reward_lr, warmup=50)
-        model = rm.RewardModel.from_policy(bc)
         rm.train_reward(model, rated_sources, rated, hp, settings.seed,
                         preferences=settings.preferences, log=run.logger(name),
                         checkpoint=run.checkpoint, title="reward model")
-        test = samples_at(bc, held_out, settings, stream(settings, JUDGED),
-                          4 * [1.0])
+        test = samples_at(bc, held_out, settings, stream(settings, JUDGED), 4 * [1.0])
         exact = language.oracle([held_out[i] for i in test.source], test.targets())
-        test.reward[:] = exact  # judged by the truth, trained on noisy ratings
+        test.reward[:] = exact  # measured by the truth, trained on noisy ratings
         references = [language.translate(x) for x in held_out]
-        judged = rm.judge(model.score, held_out, test)
-        judged["reference above a sample"] = rm.reference_above(model.score, held_out, references,
-                                                                test.select(exact < 1))
-        tests = rm.unit_tests(model.score, held_out, references)
-        run.log("reward_model", judged=judged, unit_tests=tests)
-        return {"reward": model.state_dict(), "judged": judged, "unit_tests": tests}
-
-    model = rm.RewardModel.from_policy(bc)
-    made = run.step(name, make)
-    load_weights(model, made["reward"])
-    print(rm.table(made["judged"], made["unit_tests"]))
+        measures = evaluate_reward_model(model.score, held_out, test)
+        measures["reference above a sample"] = reference_above(model.score, held_out, references,
+                                                               test.select(exact < 1))
+        tests = unit_tests(model.score, held_out, references)
+        run.log("reward_model", measures=measures, unit_tests=tests)
+        saved = run.end({"reward": model.state_dict(), "measures": measures, "unit_tests": tests})
+    load_weights(model, saved["reward"])
+    print(table(saved["measures"], saved["unit_tests"]))
     return model.eval()
 
 
 if __name__ == "__main__":
-    guarded(main)
+    run_cli(main)

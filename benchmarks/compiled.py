@@ -18,8 +18,8 @@ from benchmarks.measure import Table, median, side_by_side, times_faster
 from benchmarks.peers import NeverEnding
 from benchmarks.training import dense, ours
 from model import Transformer, sample
-from run import keep_memory
-from train import can_compile, compiled
+from infra.run import keep_memory
+from infra.trainer import can_compile, compiled
 
 
 def growing(config, n_samples, compile):

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data import Tokenizer, download_multi30k, read_parallel
+from infra.text import Tokenizer, download_multi30k, read_parallel
 from model import EOS
 
 

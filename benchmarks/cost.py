@@ -20,7 +20,7 @@ from benchmarks.measure import Table, median, side_by_side
 from benchmarks.peers import NeverEnding
 from model import Config, sample, shift_right
 from reward import RewardModel
-from run import keep_memory, parse
+from infra.run import keep_memory, parse
 from train_mt import PRESETS, Settings
 
 RUNS = {"IWSLT14": 100 * N_SOURCES, "WMT20": 890_000_000}  # pairs of D_g in the paper

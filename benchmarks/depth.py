@@ -25,7 +25,7 @@ from benchmarks.measure import Table, side_by_side, times_faster
 from benchmarks.peers import NeverEnding
 from benchmarks.training import dense, ours
 from model import sample
-from run import keep_memory
+from infra.run import keep_memory
 
 SHAPES = ((3, 3), (6, 1))
 

@@ -21,9 +21,9 @@ import rest
 from benchmarks.measure import Table
 from filters import select
 from model import Config, Transformer
-from pairs import PART, Pairs, size_of
-from run import keep_memory
-from train import batches
+from infra.pairs import PART, Pairs, size_of
+from infra.run import keep_memory
+from infra.trainer import batches
 
 N_SOURCES, MEAN = 160_000, 25
 

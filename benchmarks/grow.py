@@ -18,8 +18,8 @@ from benchmarks import floor, peers
 from benchmarks.corpus import multi30k
 from benchmarks.measure import Table, median, side_by_side, times_faster
 from model import PAD, Config, Transformer, sample
-from run import keep_memory
-from train import pad
+from infra.run import keep_memory
+from infra.trainer import pad
 
 
 def sizes(width, length):
@@ -83,7 +83,7 @@ def main(argv=None):
 
 def trained(run, data):
     """The policy of a run, and sources of its validation set as ids."""
-    from data import Tokenizer
+    from infra.text import Tokenizer
     from train_mt import Codec, load
     policy = load(run / "policy.pt", Transformer, "cpu")
     codec = Codec(Tokenizer.load(run / "tokenizer.json"), policy.config.max_len)

@@ -13,9 +13,9 @@ import torch
 
 from benchmarks.measure import Table, median, side_by_side
 from benchmarks.peers import NeverEnding
-from figures import BLUE, STYLE, VERMILLION, panels, save_png
+from infra.figures import BLUE, STYLE, VERMILLION, panels, save_png
 from model import BOS, Config, draw, sample
-from run import keep_memory
+from infra.run import keep_memory
 
 USUAL = dict(sources=32, N=8, T=32, S=16)
 VARIED = {"N": (1, 2, 4, 8, 16, 32), "T": (8, 16, 32, 64, 128), "S": (8, 16, 32, 64, 128),

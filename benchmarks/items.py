@@ -10,11 +10,11 @@ import torch
 from benchmarks.corpus import ids, multi30k
 from benchmarks.disk import part
 from benchmarks.measure import Table, median, side_by_side
-from data import Tokenizer
+from infra.text import Tokenizer
 from filters import FILTERS
 from model import Config
 from reward import RewardModel
-from run import keep_memory
+from infra.run import keep_memory
 
 
 def main(argv=None):

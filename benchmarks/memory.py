@@ -19,7 +19,7 @@ from benchmarks.grow import sizes
 from benchmarks.measure import Table, median, side_by_side, times_faster
 from benchmarks.training import dense, joeynmt, marian, ours
 from model import sample
-from run import keep_memory
+from infra.run import keep_memory
 
 
 def sides(config):

@@ -16,9 +16,9 @@ from benchmarks.grow import sizes
 from benchmarks.measure import Table, side_by_side, times_faster
 from benchmarks.peers import NeverEnding
 from model import Transformer, sample, token_logprobs
-from pairs import Pairs
-from run import keep_memory
-from train import pad
+from infra.pairs import Pairs
+from infra.run import keep_memory
+from infra.trainer import pad
 
 
 def main(argv=None):

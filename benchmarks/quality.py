@@ -18,8 +18,8 @@ from pathlib import Path
 
 from benchmarks.corpus import folder, multi30k
 from benchmarks.measure import Table
-from data import Tokenizer, read_lines
-from figures import BLUE, STYLE, VERMILLION, panels, save_png
+from infra.text import Tokenizer, read_lines
+from infra.figures import BLUE, STYLE, VERMILLION, panels, save_png
 from train_mt import bleu_chrf
 
 CONFIG = """

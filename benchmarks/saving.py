@@ -12,10 +12,10 @@ import argparse
 import tempfile
 import time
 
-import storage
+from infra import storage
 import train_toy
 from benchmarks.measure import Table
-from pairs import Pairs
+from infra.pairs import Pairs
 
 
 def clocked(cls, name, seconds):

@@ -23,8 +23,8 @@ from benchmarks.corpus import ids
 from benchmarks.grow import sizes
 from benchmarks.measure import Table, median, side_by_side, times_faster
 from model import EOS, PAD, Transformer, shift_right
-from run import keep_memory
-from train import Training, adamw, batches, compiled, pad, step
+from infra.run import keep_memory
+from infra.trainer import Training, adamw, batches, compiled, pad, step
 
 SMOOTHING = 0.1
 

@@ -9,7 +9,7 @@ Takes      about 2 minutes a seed on one core.
 from experiments.grow_steps import MAIN
 from experiments.plot import BLUE, GREEN, GREY, SKY, curve, label_ends, panels
 from experiments.verdicts import Claim
-from report import label
+from infra.report import label
 from train_toy import best_of_n
 
 POLICIES = {"BC": GREY, "ReST (1,1)": SKY, "ReST (1,4)": BLUE, "ReST (2,3)": GREEN}

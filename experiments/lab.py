@@ -22,7 +22,7 @@ import torch
 import online
 import rest
 import train_toy
-from run import Run, plain
+from infra.run import Run, plain
 
 HERE = Path(__file__).parent
 PROGRAM = ("model", "pairs", "parallel", "train", "losses", "reward", "filters", "rest", "online",

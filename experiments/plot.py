@@ -7,7 +7,7 @@ seeds, as in verdicts.py.
 import numpy as np
 
 from experiments.verdicts import interval
-from figures import BLUE, GREEN, GREY, STYLE, VERMILLION, label_ends, panels, save_png
+from infra.figures import BLUE, GREEN, GREY, STYLE, VERMILLION, label_ends, panels, save_png
 
 PINK, ORANGE, SKY, BLACK = "#CC79A7", "#E69F00", "#56B4E9", "#000000"
 COLOURS = (BLUE, VERMILLION, GREEN, PINK, ORANGE, SKY, BLACK, GREY)

@@ -16,7 +16,7 @@ from experiments.grow_steps import MAIN
 from experiments.plot import BLUE, GREEN, GREY, bars, panels
 from experiments.search import FOUND
 from experiments.verdicts import Claim, Comparison
-from methods import METHODS
+from infra.relatives import METHODS
 
 NAMES = {"rest": "ReST (2,3)", "raft": "RAFT", "rest-em": "ReST-EM",
          "expert-iteration": "expert iteration", "rft": "RFT", "llama2": "Llama 2",

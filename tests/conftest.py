@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from storage import Checkpoint
+from infra.storage import Checkpoint
 
 
 @pytest.fixture(autouse=True, scope="session")

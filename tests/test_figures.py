@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import figures
-from pairs import Pairs
-from run import UserError
+from infra import figures
+from infra.pairs import Pairs
+from infra.run import UserError
 
 pytest.importorskip("matplotlib")
 

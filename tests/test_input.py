@@ -17,16 +17,16 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-import storage
+from infra import storage
 import train_mt
 import train_toy
-from data import Tokenizer, UserError, read_lines, read_parallel, read_ratings
-from methods import METHODS
+from infra.text import Tokenizer, UserError, read_lines, read_parallel, read_ratings
+from infra.relatives import METHODS
 from model import Config, Transformer
-from pairs import Pairs
+from infra.pairs import Pairs
 from reward import RewardModel, check_rewards
-from run import Run, choose_device, guarded, parse, plain, plain_type
-from storage import Journal
+from infra.run import Run, choose_device, guarded, parse, plain, plain_type
+from infra.storage import Journal
 from test_train_mt import (ENVIRONMENT, copied, corpus, events, main, no_figures,  # noqa: F401
                            no_modules_from_here, one_line, results, translated, write_corpus)
 

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import model as model_py
 from model import (BOS, EOS, PAD, Cache, Config, Transformer, beam_search, draw, sample,
                    shift_right, token_logprobs, truncate)
-from train import GRAPHS
+from infra.trainer import GRAPHS
 
 V = 11  # the vocabulary of most models here
 TOLERANCES = [(torch.float64, 1e-10), (torch.float32, 1e-5)]

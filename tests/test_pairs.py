@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from model import EOS
-from pairs import DTYPES, PART, Pairs, flat_file, size_of
-from storage import UserError, write
+from infra.pairs import DTYPES, PART, Pairs, flat_file, size_of
+from infra.storage import UserError, write
 
 
 def some_pairs():

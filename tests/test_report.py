@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 import rest
-from pairs import Pairs
-from report import COLUMNS, Report, best_of_n_table, chosen, label, look, over_runs, verdict
-from run import Run, RunSettings, UserError
+from infra.pairs import Pairs
+from infra.report import COLUMNS, Report, best_of_n_table, chosen, label, look, over_runs, verdict
+from infra.run import Run, RunSettings, UserError
 
 ROW = {"name": "ReST", "loss": "bc", "grow": 1, "improve": 2, "reward": 0.7349, "oracle": 0.5,
        "entropy": 1.239, "kept_samples": 0.296, "kept_data": 1.0, "samples": 12345678,

@@ -18,16 +18,16 @@ import torch
 import losses
 import online
 import rest
-import train
+from infra import trainer
 from filters import FILTERS, GLOBAL, THRESHOLDS, select
 from model import BOS, EOS, PAD, Config, Transformer, token_logprobs
-from pairs import Pairs, size_of
+from infra.pairs import Pairs, size_of
 from rest import (Frozen, Settings, Task, collect, describe, distinct, evaluate, fingerprints,
                   grow, improve, logprobs_of, score)
 from reward import ValueModel
-from run import Run, RunSettings, Stopped
-from storage import Checkpoint, UserError
-from train import Training, pad
+from infra.run import Run, RunSettings, Stopped
+from infra.storage import Checkpoint, UserError
+from infra.trainer import Training, pad
 
 WORDS, FILLER = 4, 11
 V, MAX_LEN = 12, 6  # ids 3-6 are source words, 7-10 their partners
@@ -492,7 +492,7 @@ def test_a_part_of_a_grow_can_be_drawn_again():
 @pytest.mark.parametrize("n", [1, 3])
 def test_a_compiled_grow_draws_the_same_samples(n):
     """In float64, where another order of the sums decides no draw; and by the compiled step."""
-    if not train.can_compile("cpu"):
+    if not trainer.can_compile("cpu"):
         pytest.skip("there is no compiler")
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
@@ -724,7 +724,7 @@ def test_improve_accumulates_exactly(loss, bc, task):
                 optimizer=torch.optim.SGD(policy.parameters(), 1.0))
         return weights(bc) - weights(policy)
 
-    whole, k = gradient(10**6, 1), len(train.by_length(lengths, 60))
+    whole, k = gradient(10**6, 1), len(trainer.by_length(lengths, 60))
     assert k > 2
     assert whole.norm() > 1e-3
     assert (gradient(60, k) - whole).norm() < 1e-4 * whole.norm()

@@ -8,10 +8,10 @@ import torch
 
 import reward as rm
 from model import EOS, PAD, Config, Transformer, token_logprobs
-from pairs import Pairs
+from infra.pairs import Pairs
 from reward import (RewardModel, ValueModel, check_rewards, judge, kendall, preference_pairs,
                     ranks, reference_above)
-from train import Training, pad
+from infra.trainer import Training, pad
 
 V, MAX_LEN = 11, 12
 

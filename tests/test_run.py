@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 import torch
 
-import pairs as pairs_py
-import parallel
-import run as run_module
-import storage
-from pairs import Pairs
-from run import Run, RunSettings, Stopped, choose_device, guarded, parse, plain_type, setting
-from storage import UserError
+import infra.pairs as pairs_py
+from infra import processes
+import infra.run as run_module
+from infra import storage
+from infra.pairs import Pairs
+from infra.run import Run, RunSettings, Stopped, choose_device, guarded, parse, plain_type, setting
+from infra.storage import UserError
 
 
 @dataclass
@@ -532,7 +532,7 @@ def test_guarded_stop_interrupt_and_bugs(capsys):
     ids=["done", "stopped", "refused", "bug"])
 def test_processes_wait_for_each_other_at_the_end_unless_one_failed(monkeypatch, main, together):
     called = []
-    monkeypatch.setattr(parallel, "end", lambda: called.append(1))
+    monkeypatch.setattr(processes, "end", lambda: called.append(1))
     try:
         guarded(main)
     except (SystemExit, ZeroDivisionError):
@@ -551,7 +551,7 @@ def test_each_process_needs_its_own_gpu(monkeypatch):
     chosen = []
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
-    monkeypatch.setattr(parallel, "rank", lambda: 5)  # the second of the third machine
+    monkeypatch.setattr(processes, "rank", lambda: 5)  # the second of the third machine
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     assert choose_device("cuda").type == "cuda" and chosen == [1]
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")

@@ -18,17 +18,17 @@ import numpy as np
 import pytest
 import torch
 
-import data
-import figures
+from infra import text
+from infra import figures
 import rest
 import reward as rm
 import train_mt
-from data import Tokenizer
+from infra.text import Tokenizer
 from model import Config, Transformer
-from pairs import Pairs
+from infra.pairs import Pairs
 from reward import RewardModel
-from run import guarded
-from storage import load
+from infra.run import guarded
+from infra.storage import load
 from train_mt import bleu_chrf, damage, made_ratings, split_ratings
 
 sacrebleu = pytest.importorskip("sacrebleu")
@@ -496,7 +496,7 @@ class Stub:
     max_len = 60
 
     def __init__(self, sources, targets):
-        self.val = data.Corpus(sources, targets)
+        self.val = text.Corpus(sources, targets)
 
     def __getitem__(self, split):
         return {"val": self.val}[split]
@@ -660,9 +660,9 @@ def test_without_data_multi30k_is_fetched_once(corpus, tmp_path, monkeypatch, no
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(served)))
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    monkeypatch.setattr(data, "MULTI30K_FILES", files)
+    monkeypatch.setattr(text, "MULTI30K_FILES", files)
     monkeypatch.setattr(train_mt, "download_multi30k", partial(
-        data.download_multi30k, base_url=f"http://127.0.0.1:{server.server_port}"))
+        text.download_multi30k, base_url=f"http://127.0.0.1:{server.server_port}"))
     flags = [*TINY, "--src", "de", "--tgt", "en", "--cache", str(tmp_path / "cache"),
              "--stop-after", "bc", "--bc-updates", "1"]
     try:

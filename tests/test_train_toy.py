@@ -13,16 +13,16 @@ import numpy as np
 import pytest
 import torch
 
-import figures
+from infra import figures
 import rest
-import train
+from infra import trainer
 import train_toy
-from methods import METHODS
+from infra.relatives import METHODS
 from model import EOS, Config, Transformer
-from pairs import Pairs
+from infra.pairs import Pairs
 from reward import RewardModel
-from run import Run, Stopped, guarded, parse
-from storage import Checkpoint, load
+from infra.run import Run, Stopped, guarded, parse
+from infra.storage import Checkpoint, load
 from train_toy import ADJECTIVES, HABITS, MAX_LEN, WORDS, Language, Settings, prepare, rate
 
 PROGRAM = Path(train_toy.__file__)

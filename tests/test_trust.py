@@ -22,24 +22,24 @@ import numpy as np
 import pytest
 import torch
 
-import figures
-import report
+from infra import figures
+from infra import report
 import rest
-import run as run_module
-import storage
+import infra.run as run_module
+from infra import storage
 import train_mt
 import train_toy
-import watch
-from data import Tokenizer
+from infra import checks
+from infra.text import Tokenizer
 from model import Transformer
-from pairs import Pairs
+from infra.pairs import Pairs
 from reward import RewardModel
-from run import Run, RunSettings, guarded
-from storage import Checkpoint, UserError, load
+from infra.run import Run, RunSettings, guarded
+from infra.storage import Checkpoint, UserError, load
 from test_train_mt import TINY as TINY_MT
 from test_train_mt import corpus  # noqa: F401 (a fixture)
 from test_train_toy import TINY
-from train import Training, fit
+from infra.trainer import Training, fit
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="children are forked")
 
@@ -460,7 +460,7 @@ WELL = {"entropy": 1.0, "truncated": 0.1, "distinct": 0.8}
 def test_a_collapsed_policy_is_seen(change, said):
     ear = Ear()
     D_g = Pairs.of(range(8), 8 * [[5, 2]], reward=np.linspace(0, 0.7, 8))
-    watch.grown(D_g, WELL | change, rest.Settings(samples=8), ear)
+    checks.grown(D_g, WELL | change, rest.Settings(samples=8), ear)
     assert ear.said == said
 
 
@@ -473,7 +473,7 @@ def test_a_filter_that_is_none_is_seen(kept, improve, said):
     D_g = Pairs.of(range(4), 4 * [[5, 2]], reward=np.zeros(4))
     D_g.human[2:] = True
     row = {"grow": 1, "improve": improve, "kept_data": float(kept[2:].mean())}
-    watch.filtered(D_g, kept, row, rest.Settings(), ear)
+    checks.filtered(D_g, kept, row, rest.Settings(), ear)
     assert ear.said == said
 
 
@@ -484,7 +484,7 @@ def test_a_reward_that_is_gamed_is_seen(rewards, metrics, said):
     for names, scale in ((("reward", "oracle"), 1), (("val_greedy_reward", "val_chrf"), 100)):
         ear = Ear()
         rows = [dict(zip(names, (r, scale * m))) for r, m in zip(rewards, metrics)]
-        watch.measured(rows, ear)
+        checks.measured(rows, ear)
         assert ear.said == (["hacking"] if said else [])
 
 

@@ -18,8 +18,9 @@ from pathlib import Path
 
 import numpy as np
 
-from parallel import first
-from storage import UserError, flush, read_json, write
+from infra.errors import UserError
+from infra.processes import is_main
+from infra.storage import atomic_write, flush, read_json
 
 PART = 2**18  # pairs of a part: tens of megabytes, and minutes of Grow
 
@@ -97,9 +98,9 @@ class Pairs:
         """Add these pairs as one more part to those in `folder`, which is made if need be.
 
         size.json says how much of each file counts; it is renewed last, so that what a killed
-        process wrote beyond is written over by the next one. Of several processes the first writes.
+        process wrote beyond is written over by the next one. Of several processes the main one writes.
         """
-        if not first():
+        if not is_main():
             return
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -113,7 +114,7 @@ class Pairs:
                 flush(file)
         new = {"parts": old["parts"] + 1, "pairs": old["pairs"] + len(self),
                "tokens": old["tokens"] + len(self.tokens)}
-        write(folder / "size.json", lambda file: file.write(json.dumps(new).encode()))
+        atomic_write(folder / "size.json", lambda file: file.write(json.dumps(new).encode()))
 
     @staticmethod
     def load(folder):
@@ -158,3 +159,28 @@ def mapped(file, dtype, n):
         return np.asarray(np.memmap(file, dtype, "r", shape=n)) if n else np.zeros(0, dtype)
     except (OSError, ValueError, OverflowError):
         raise UserError(f"{file}: damaged, it should hold {n} numbers") from None
+
+
+# --------------------------------------------------------------------------------- equal outputs
+
+
+def hash_outputs(pairs):
+    """A random linear hash (n,) of each pair's source and target, 64 bits wide."""
+    weights = np.random.default_rng(0).integers(1, 2**63, int(pairs.lengths.max()) + 1, np.uint64)
+    return np.concatenate([hash_part(part, weights) for part in pairs.parts()])
+
+
+def hash_part(pairs, weights):
+    place = np.arange(len(pairs.tokens)) - np.repeat(pairs.starts[:-1], pairs.lengths)
+    terms = (pairs.tokens.astype(np.uint64) + np.uint64(1)) * weights[place]
+    sums = np.concatenate([[np.uint64(0)], np.cumsum(terms)])  # wraps around, as it should
+    own = sums[pairs.starts[1:]] - sums[pairs.starts[:-1]]
+    return own * np.uint64(2**32 + 15) + pairs.source.astype(np.uint64) * np.uint64(2**61 - 1)
+
+
+def first_of_equal(*pools):
+    """Booleans (n,): the first of each set of equal outputs of one source, of all Pairs given."""
+    hashes = np.concatenate([hash_outputs(pairs) for pairs in pools])
+    first = np.zeros(len(hashes), bool)
+    first[np.unique(hashes, return_index=True)[1]] = True
+    return first

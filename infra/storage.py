@@ -1,14 +1,14 @@
 """What a run keeps on disk: written as a whole or not at all, and read without running any code.
 
-    write(path, put)               # put(file) writes it; `path` is then whole, or as it was
+    atomic_write(path, put)        # put(file) writes it; `path` is then whole, or as it was
     save(path, content)            # tensors and plain values
     content = load(path)           # and back; refused if the file is damaged, or of another format
-    lock = locked(folder)          # while it lives, no other process may work there
+    lock = locked(folder)          # until lock.release() no other process may work there
     checkpoint = Checkpoint(...)   # where an unfinished step stands
-    journal = Journal(...)         # metrics.jsonl
+    events = EventLog(...)         # metrics.jsonl
 
 A process may be killed at any moment, and the disk may be full. So each file is written beside,
-flushed, and renamed; and the journal is cut back to the last thing that was really saved.
+flushed, and renamed; and the event log is cut back to the last thing that was really saved.
 
 Left out: keeping more than the last checkpoint, and file systems without rename or flock.
 """
@@ -23,29 +23,26 @@ from pathlib import Path
 
 import torch
 
-from parallel import by_first, first
+from infra.errors import UserError
+from infra.processes import is_main, on_main
 
 try:
     import fcntl
 except ImportError:  # Windows: there nothing is locked
     fcntl = None
 
-FORMAT = 1  # of everything that a run keeps; a change that old files do not fit into raises it
-
-
-class UserError(Exception):
-    """Something that the person at the keyboard can mend. Shown as one line, exit code 2."""
+FORMAT = 2  # of everything that a run keeps; a change that old files do not fit into raises it
 
 
 # ---------------------------------------------------------------------------------------- files
 
 
-def write(path, put):
+def atomic_write(path, put):
     """Call put(file) on a file beside `path`, then rename: `path` is whole, or as it was.
 
-    Of several processes only the first does so. UserError if it cannot be done.
+    Of several processes only the main one does so. UserError if it cannot be done.
     """
-    if not first():
+    if not is_main():
         return
     path = Path(path)
     beside = path.with_name(path.name + ".tmp")
@@ -82,7 +79,7 @@ def flush_folder(folder):
 
 def save(path, content):
     """A dict of tensors and plain values."""
-    write(path, lambda file: torch.save({"format": FORMAT, "content": content}, file))
+    atomic_write(path, lambda file: torch.save({"format": FORMAT, "content": content}, file))
 
 
 def load(path, device="cpu"):
@@ -142,28 +139,37 @@ def load_weights(model, weights):
 
 # ----------------------------------------------------------------------------------------- lock
 
-LOCKS = weakref.WeakValueDictionary()  # of this process, by folder
+LOCKS = {}  # of this process, by folder
 
 
 class Lock:
-    """A folder that this process works in, alone. The lock dies with the process, or before."""
+    """A folder that this process works in, alone, until it has released it as often as it asked."""
 
-    def __init__(self, folder):
-        self.number = os.open(folder, os.O_RDONLY)
-        weakref.finalize(self, os.close, self.number)
+    def __init__(self, path):
+        self.path, self.held = path, 0
+        self.number = os.open(path, os.O_RDONLY)
         try:
             fcntl.flock(self.number, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UserError(f"{folder}: another process is at work there") from None
+            os.close(self.number)
+            raise UserError(f"{path}: another process is at work there") from None
+        LOCKS[path] = self
+
+    def release(self):
+        self.held -= 1
+        if self.held == 0:
+            del LOCKS[self.path]
+            os.close(self.number)
 
 
 def locked(folder):
-    """The lock of a folder, which this process may ask for more than once."""
-    if fcntl is None or not first():
+    """The lock of a folder, which this process may ask for more than once; None where there is
+    no flock, and in all processes but the main one."""
+    if fcntl is None or not is_main():
         return None
     path = Path(folder).resolve()
-    lock = LOCKS.get(path) or Lock(folder)
-    LOCKS[path] = lock
+    lock = LOCKS.get(path) or Lock(path)
+    lock.held += 1
     return lock
 
 
@@ -177,9 +183,10 @@ class Checkpoint:
     SHARE = 0.02  # ... and as many as keep saving below this share of the time
 
     def __init__(self, path, note=None):
-        """note(number): called just before save `number` is made."""
-        self.path, self.note = path, note
-        self.found = load(path) if by_first(path.exists) else None
+        """note(number): a method called just before save `number` is made."""
+        self.path = path
+        self.note = weakref.WeakMethod(note) if note else lambda: None  # or a cycle would form
+        self.found = load(path) if on_main(path.exists) else None
         self.number = self.found["number"] if self.found else 0
         self.step = None  # of the run: set by it
         self.saved, self.cost = time.monotonic(), 0.0
@@ -196,8 +203,8 @@ class Checkpoint:
     def save(self, name, content):
         begin = time.monotonic()
         self.number += 1
-        if self.note is not None:
-            self.note(self.number)
+        if note := self.note():
+            note(self.number)
         save(self.path, {"step": self.step, "name": name, "number": self.number,
                          "content": content})
         self.saved = time.monotonic()
@@ -206,14 +213,14 @@ class Checkpoint:
     def remove(self):
         """The step is finished."""
         self.found = None
-        if first():
+        if is_main():
             self.path.unlink(missing_ok=True)
 
 
-# -------------------------------------------------------------------------------------- journal
+# ------------------------------------------------------------------------------------ event log
 
 
-class Journal:
+class EventLog:
     """metrics.jsonl: one JSON object for each event, in the order in which they happened.
 
     Some events are marks: they say that something is saved, and are written just before it is.

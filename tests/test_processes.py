@@ -1,4 +1,4 @@
-"""parallel.py: one, two and four processes on a CPU (gloo) do the same work, and write it once."""
+"""processes.py: one, two and four processes on a CPU (gloo) do the same work, and write it once."""
 
 import json
 import os
@@ -12,12 +12,12 @@ import pytest
 import torch
 
 import losses
-import parallel
+from infra import processes
 import rest
 from model import Config, Transformer, shift_right
-from pairs import Pairs
+from infra.pairs import Pairs
 from reward import RewardModel
-from train import Training, pad, step
+from infra.trainer import Training, pad, step
 
 ROOT = Path(__file__).parent.parent
 
@@ -48,7 +48,7 @@ def sources(n, seed):
 
 def work(file):
     """What each process of a test computes; all of them must come to the same."""
-    parallel.start()
+    processes.start()
     torch.manual_seed(0)
     policy = Transformer(Config(12, 16, 2, 1, 1, 32, 0.0, 10)).eval()
     given = sources(37, 0)
@@ -57,16 +57,16 @@ def work(file):
                                                    drawn.targets(), batch_tokens=64)
     logprobs = rest.logprobs_of(policy, given, drawn, batch_tokens=64)
     result = {**vars(drawn), "scores": scores, "under_policy": logprobs,
-              "gathered": np.array(parallel.gather([10 * k for k in parallel.share(range(7))])),
+              "gathered": np.array(processes.gather([10 * k for k in processes.share(range(7))])),
               "gradient": gradient(policy.double(), given)}
-    other = [None] * parallel.world()
-    if parallel.world() > 1:
+    other = [None] * processes.world()
+    if processes.world() > 1:
         torch.distributed.all_gather_object(other, result)
         for theirs in other:
             assert all(np.array_equal(theirs[k], result[k], equal_nan=True) for k in result)
-    if parallel.first():
+    if processes.first():
         np.savez(file, **result)
-    parallel.end()
+    processes.end()
 
 
 def gradient(policy, given):
@@ -160,15 +160,15 @@ def test_only_the_first_process_speaks_and_every_line_is_there_once(runs):
 
 def test_a_process_that_is_alone_shares_with_no_one():
     tensor = torch.ones(3)
-    parallel.sum_up([tensor])
-    assert parallel.world() == 1 and parallel.first() and tensor.tolist() == [1, 1, 1]
-    assert parallel.share([1, 2, 3]) == [1, 2, 3] == parallel.gather([1, 2, 3])
-    assert parallel.by_first(lambda: "made") == "made"
+    processes.sum_up([tensor])
+    assert processes.world() == 1 and processes.first() and tensor.tolist() == [1, 1, 1]
+    assert processes.share([1, 2, 3]) == [1, 2, 3] == processes.gather([1, 2, 3])
+    assert processes.by_first(lambda: "made") == "made"
 
 
 def test_tensors_are_summed_over_processes(tmp_path):
-    program = ("import parallel, torch; parallel.start(); a, b = torch.ones(2, 2), torch.zeros(3);"
-               "b += parallel.rank(); parallel.sum_up([a, b]); from pathlib import Path;"
-               f"Path({str(tmp_path)!r}, str(parallel.rank())).write_text(f'{{a.sum()}} {{b[0]}}')")
+    program = ("import parallel, torch; processes.start(); a, b = torch.ones(2, 2), torch.zeros(3);"
+               "b += processes.rank(); processes.sum_up([a, b]); from pathlib import Path;"
+               f"Path({str(tmp_path)!r}, str(processes.rank())).write_text(f'{{a.sum()}} {{b[0]}}')")
     run_together(3, "-c", program)
     assert [(tmp_path / str(k)).read_text() for k in range(3)] == 3 * ["12.0 3.0"]

@@ -1,6 +1,6 @@
 """Pictures of a finished run, from what lies in its folder; nothing is run again.
 
-    python figures.py runs/toy-1        # redraws the PNGs of that run, in a few seconds
+    python -m infra.figures runs/toy-1        # redraws the PNGs of that run, in a few seconds
 
     improve.png      reward, and the metric that ReST never sees, after each Improve step
     best_of_n.png    the same two for the best of N samples, by reward, of each policy
@@ -18,9 +18,9 @@ from pathlib import Path
 
 import numpy as np
 
-from pairs import Pairs
-from run import guarded
-from storage import UserError
+from infra.pairs import Pairs
+from infra.cli import run_cli
+from infra.errors import UserError
 
 # Okabe and Ito's colours, for every kind of colour vision. ReST is always blue, PPO vermillion.
 GREY, BLUE, VERMILLION, GREEN = "#666666", "#0072B2", "#D55E00", "#009E73"
@@ -55,6 +55,15 @@ def draw(folder):
                 written.append(folder / f"{figure.get_label()}.png")
                 save_png(figure, written[-1])
     return written
+
+
+def try_to_draw(folder):
+    """draw(folder) -> None, or a line that says why there are no pictures: a finished run does not
+    fail over them."""
+    try:
+        return None if draw(folder) else "no figures: matplotlib is not installed"
+    except Exception as error:  # a matplotlib that is there and broken may raise anything
+        return f"no figures: {type(error).__name__}: {' '.join(str(error).split())}"
 
 
 def save_png(figure, path):
@@ -234,4 +243,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    guarded(main)
+    run_cli(main)

@@ -35,7 +35,8 @@ import tiktoken
 from tqdm import tqdm
 
 from model import BOS, EOS, PAD
-from storage import UserError, write
+from infra.errors import UserError
+from infra.storage import atomic_write
 
 N_SPECIAL = len((PAD, BOS, EOS))  # ids 0, 1, 2; the 256 bytes follow, then the merges
 
@@ -158,13 +159,14 @@ class Tokenizer:
         """
         merges = [token.decode("latin-1") for token in sorted(self.ranks, key=self.ranks.get)[256:]]
         record = {"format": "rest-bpe-1", "split": SPLIT, "merges": merges}
-        write(path, lambda file: file.write(json.dumps(record, indent=0).encode()))
+        atomic_write(path, lambda file: file.write(json.dumps(record, indent=0).encode()))
 
     @classmethod
     def load(cls, path):
         """Read what `save` wrote. UserError if it is missing, damaged, or of another version."""
+        lines = read_lines(path)
         try:
-            record = json.loads("\n".join(read_lines(path)))
+            record = json.loads("\n".join(lines))
             if (record["format"], record["split"]) != ("rest-bpe-1", SPLIT):
                 raise ValueError("its format or its splitting rule differs from this program's")
             tokens = [bytes([byte]) for byte in range(256)]
@@ -188,15 +190,26 @@ def read_lines(path):
     of CRLF and a byte order mark are dropped. UserError if the file cannot be read as that.
     """
     path, data = _read_bytes(Path(path))
-    data = data.removeprefix(b"\xef\xbb\xbf")
-    if not data:
+    if not data.removeprefix(BOM):
         raise UserError(f"{path}: the file is empty; it should hold one sentence per line")
+    return decode_lines(data.removesuffix(b"\n"), path)
+
+
+BOM = b"\xef\xbb\xbf"
+
+
+def decode_lines(data, name, first=0):
+    """The lines of UTF-8 bytes, without a byte order mark and the CRs of CRLF.
+
+    name, first: for errors, where the bytes come from and how many lines came before.
+    """
+    data = data.removeprefix(BOM) if first == 0 else data
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise UserError(f"{path}, line {line}: not valid UTF-8; save the file as UTF-8") from None
-    return [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]
+        line = first + data.count(b"\n", 0, error.start) + 1
+        raise UserError(f"{name}, line {line}: not valid UTF-8; save the file as UTF-8") from None
+    return [line.removesuffix("\r") for line in text.split("\n")]
 
 
 def _read_bytes(path):
@@ -328,7 +341,7 @@ def download_multi30k(cache, base_url=MULTI30K_URL):
     for name in wanted:
         url = f"{base_url}/{name.replace('test', 'test_2016_flickr')}"
         data = _fetch(url, *MULTI30K_FILES[name])
-        write(folder / name, lambda file: file.write(data))
+        atomic_write(folder / name, lambda file: file.write(data))
     return folder
 
 

@@ -1,4 +1,4 @@
-"""data.py: BPE against a naive merge loop, strict files, downloads from a server on 127.0.0.1."""
+"""text.py: BPE against a naive merge loop, strict files, downloads from a server on 127.0.0.1."""
 
 import gzip
 import hashlib
@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import tiktoken
 
-import data
-from data import SPLIT, Tokenizer, UserError, read_lines, read_parallel, read_ratings
+from infra import text
+from infra.text import SPLIT, Tokenizer, UserError, read_lines, read_parallel, read_ratings
 
 TEXT = [  # enough repetition for a few hundred merges
     "Zwei junge weiße Männer sind im Freien in der Nähe vieler Büsche.",
@@ -120,16 +120,16 @@ def test_training_equals_naive_training(tokenizer):
 
 
 def test_no_merge_is_learned_from_a_piece_without_end():
-    assert data.train_bpe(TEXT + ["ab" * 10**6], 300) == data.train_bpe(TEXT, 300)
+    assert text.train_bpe(TEXT + ["ab" * 10**6], 300) == text.train_bpe(TEXT, 300)
 
 
 def test_training_does_not_depend_on_order_and_stops_early():
-    full = data.train_bpe(TEXT, 10**6)
+    full = text.train_bpe(TEXT, 10**6)
     assert 256 + 150 < len(full) < 256 + 1000
-    assert data.train_bpe(TEXT[::-1], 10**6) == full
-    assert list(data.train_bpe(TEXT, 40)) == list(full)[:296]
-    assert len(data.train_bpe(["abc abc"], 5)) == 256 + 2  # "abc", " abc": ab, abc; " abc" is once
-    assert len(data.train_bpe([], 5)) == 256
+    assert text.train_bpe(TEXT[::-1], 10**6) == full
+    assert list(text.train_bpe(TEXT, 40)) == list(full)[:296]
+    assert len(text.train_bpe(["abc abc"], 5)) == 256 + 2  # "abc", " abc": ab, abc; " abc" is once
+    assert len(text.train_bpe([], 5)) == 256
 
 
 def test_vocabulary_too_small():
@@ -161,8 +161,8 @@ def test_round_trip(tokenizer):
 
 def test_decode_of_special_and_broken_ids(tokenizer):
     ids = tokenizer.encode("größer")
-    assert tokenizer.decode([data.BOS, *ids, data.EOS, data.PAD]) == "größer"
-    assert tokenizer.decode([3 + ord("a"), 3 + 0xC3, data.EOS]) == "a\ufffd"
+    assert tokenizer.decode([text.BOS, *ids, text.EOS, text.PAD]) == "größer"
+    assert tokenizer.decode([3 + ord("a"), 3 + 0xC3, text.EOS]) == "a\ufffd"
     assert tokenizer.decode([]) == ""
     with pytest.raises(KeyError):
         tokenizer.decode([tokenizer.vocab_size])
@@ -257,7 +257,7 @@ def test_folder_and_forbidden_file(tmp_path, monkeypatch):
     def forbidden(_):  # chmod would not stop root
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(data.Path, "read_bytes", forbidden)
+    monkeypatch.setattr(text.Path, "read_bytes", forbidden)
     with pytest.raises(UserError, match="Permission denied"):
         read_lines(tmp_path / "a.de")
 
@@ -266,7 +266,7 @@ def test_parallel(tmp_path):
     (tmp_path / "train.de").write_text("eins\n \nzwei\ndrei\n")
     (tmp_path / "train.en.gz").write_bytes(gzip.compress(b"one\nx\n\nthree"))
     corpus = read_parallel(tmp_path, "train", "de", "en")
-    assert corpus == data.Corpus(["eins", "drei"], ["one", "three"], dropped=2)
+    assert corpus == text.Corpus(["eins", "drei"], ["one", "three"], dropped=2)
     assert read_parallel(str(tmp_path), "train", "en", "de").sources == ["one", "three"]
 
 
@@ -373,12 +373,12 @@ def server(monkeypatch):
     toy.handle_error = lambda *_: None  # that a client hangs up early is what some tests want
     toy.requests, toy.redirects, toy.lengths, toy.files = [], {}, {}, {}
     table = {}
-    for name in data.MULTI30K_FILES:
+    for name in text.MULTI30K_FILES:
         body = gzip.compress(f"{name}: ein Satz\n".encode() * 50, mtime=0)
         toy.files[f"/raw/{name.replace('test', 'test_2016_flickr')}"] = body
         table[name] = (len(body), hashlib.sha256(body).hexdigest())
     toy.url = f"http://127.0.0.1:{toy.server_port}/raw"
-    monkeypatch.setattr(data, "MULTI30K_FILES", table)
+    monkeypatch.setattr(text, "MULTI30K_FILES", table)
     monkeypatch.setenv("no_proxy", "*")
     threading.Thread(target=toy.serve_forever, args=(0.01,), daemon=True).start()
     yield toy
@@ -388,25 +388,25 @@ def server(monkeypatch):
 
 def test_table_of_names():
     names = {f"{split}.{lang}.gz" for split in ("train", "val", "test") for lang in ("de", "en")}
-    assert set(data.MULTI30K_FILES) == names
-    assert sum(size for size, _ in data.MULTI30K_FILES.values()) == 1_296_271
-    assert all(re.fullmatch("[0-9a-f]{64}", digest) for _, digest in data.MULTI30K_FILES.values())
+    assert set(text.MULTI30K_FILES) == names
+    assert sum(size for size, _ in text.MULTI30K_FILES.values()) == 1_296_271
+    assert all(re.fullmatch("[0-9a-f]{64}", digest) for _, digest in text.MULTI30K_FILES.values())
 
 
 def test_download(server, tmp_path, capsys):
-    folder = data.download_multi30k(tmp_path / "new" / "cache", server.url)
+    folder = text.download_multi30k(tmp_path / "new" / "cache", server.url)
     assert folder == tmp_path / "new" / "cache" / "multi30k-de-en"
     assert sorted(server.requests) == sorted(server.files)
-    assert {p.name for p in folder.iterdir()} == set(data.MULTI30K_FILES)
+    assert {p.name for p in folder.iterdir()} == set(text.MULTI30K_FILES)
     assert read_parallel(folder, "test", "de", "en").targets == ["test.en.gz: ein Satz"] * 50
     assert capsys.readouterr().out.count("Elliott et al. 2016") == 1
 
     server.requests.clear()
-    assert data.download_multi30k(tmp_path / "new" / "cache", server.url) == folder
+    assert text.download_multi30k(tmp_path / "new" / "cache", server.url) == folder
     assert server.requests == [] and capsys.readouterr().out == ""
 
     (folder / "val.en.gz").write_bytes(b"damaged")
-    data.download_multi30k(tmp_path / "new" / "cache", server.url)
+    text.download_multi30k(tmp_path / "new" / "cache", server.url)
     assert server.requests == ["/raw/val.en.gz"]
 
 
@@ -444,7 +444,7 @@ def redirect(server, path):
 def test_bad_download(spoil, says, server, tmp_path):
     spoil(server, "/raw/train.en.gz")
     with pytest.raises(UserError, match=f"train.en.gz.*{says}.*pass --data DIR"):
-        data.download_multi30k(tmp_path, server.url)
+        text.download_multi30k(tmp_path, server.url)
     # The good file before it is kept, the bad one never appears, under no name.
     assert [p.name for p in (tmp_path / "multi30k-de-en").iterdir()] == ["train.de.gz"]
     assert "/elsewhere" not in server.requests
@@ -453,29 +453,29 @@ def test_bad_download(spoil, says, server, tmp_path):
 def test_download_reads_no_more_than_it_must(server, tmp_path, monkeypatch):
     make_endless(server, "/raw/train.de.gz")
     checked = []
-    is_right = data._is_right
-    monkeypatch.setattr(data, "_is_right", lambda d, *a: checked.append(len(d)) or is_right(d, *a))
+    is_right = text._is_right
+    monkeypatch.setattr(text, "_is_right", lambda d, *a: checked.append(len(d)) or is_right(d, *a))
     with pytest.raises(UserError):
-        data.download_multi30k(tmp_path, server.url)
-    assert checked == [data.MULTI30K_FILES["train.de.gz"][0] + 1]
+        text.download_multi30k(tmp_path, server.url)
+    assert checked == [text.MULTI30K_FILES["train.de.gz"][0] + 1]
 
 
 def test_nobody_answers(server, tmp_path):
     server.shutdown()
     server.server_close()
     with pytest.raises(UserError, match="cannot be fetched.*pass --data DIR"):
-        data.download_multi30k(tmp_path, server.url)
+        text.download_multi30k(tmp_path, server.url)
 
 
 @pytest.mark.parametrize("url", ["http://example.org/raw", "ftp://127.0.0.1/raw", "file:///etc",
                                  "http://127.0.0.1.example.org/raw", "127.0.0.1/raw"])
 def test_only_https(url, tmp_path, monkeypatch):
-    monkeypatch.setattr(data, "build_opener", lambda *_: pytest.fail("it connected"))
+    monkeypatch.setattr(text, "build_opener", lambda *_: pytest.fail("it connected"))
     with pytest.raises(UserError, match="only https"):
-        data.download_multi30k(tmp_path, url)
+        text.download_multi30k(tmp_path, url)
 
 
 def test_cache_is_a_file(tmp_path):
     (tmp_path / "cache").write_text("")
     with pytest.raises(UserError, match="cannot be used as a cache"):
-        data.download_multi30k(tmp_path / "cache")
+        text.download_multi30k(tmp_path / "cache")

@@ -1,8 +1,8 @@
 """What a person sees of a run: a line per step, the table at the end, examples, D_g looked into.
 
     report = Report(run, columns, examples); report.add(row, policy)
-    look(run, settings, source_text, target_text)                # --show
-    python report.py runs/toy-1 runs/toy-2 runs/toy-3            # mean and range over seeds
+    look(run, settings, select, source_text, target_text)        # --show
+    python -m infra.report runs/toy-1 runs/toy-2 runs/toy-3            # mean and range over seeds
 """
 
 import sys
@@ -10,14 +10,12 @@ from pathlib import Path
 
 import numpy as np
 
-import figures
-import watch
-from filters import GLOBAL, above, select
-from pairs import Pairs
-from parallel import by_first
-from rest import mean
-from run import guarded
-from storage import UserError, read_json, write
+from infra import checks, figures
+from infra.cli import run_cli
+from infra.errors import UserError
+from infra.pairs import Pairs, first_of_equal
+from infra.processes import on_main
+from infra.storage import atomic_write, read_json
 
 # key of a row -> title, width, and how its value is written; rewards are shown times 100
 COLUMNS = {
@@ -40,12 +38,12 @@ class Report:
     def __init__(self, run, columns, examples):
         """columns: keys of COLUMNS; examples(policy, row) -> lines about fixed test sources."""
         self.run, self.columns, self.examples, self.rows = run, columns, examples, []
-        write(run.folder / "samples.txt", lambda file: None)  # begun anew
+        atomic_write(run.folder / "samples.txt", lambda file: None)  # begun anew
 
     def add(self, row, policy, show=False):
         """A row and its policy; show: print the examples too, and not only to samples.txt."""
         self.rows.append(row)
-        watch.measured(self.rows, self.run)
+        checks.check_reward_hacking(self.rows, self.run)
         if len(self.rows) == 1:
             print("\n" + self.head())
         print(self.line(row), flush=True)
@@ -79,10 +77,10 @@ def label(row):
 
 def verdict(reward, row, settings):
     """Whether this Improve's filter would keep an output, where τ is the same for all sources."""
-    if row["threshold"] is None or settings.filter not in GLOBAL:
+    tau = row["threshold"]
+    if tau is None or not settings.one_line:
         return ""
-    kept = above(None, reward, row["threshold"], settings.ties)
-    return "kept " if kept else "dropped "
+    return "kept " if reward > tau or settings.inclusive and reward == tau else "dropped "
 
 
 def best_of_n_table(entries):
@@ -92,44 +90,55 @@ def best_of_n_table(entries):
     for policy in dict.fromkeys(e["policy"] for e in entries):
         for key in [key for key in entries[0] if key in COLUMNS]:
             scale = COLUMNS[key][3]
-            values = {e["n"]: e[key] * scale for e in entries if e["policy"] == policy}
+            values = {e["n"]: f"{e[key] * scale:.1f}" for e in entries
+                      if e["policy"] == policy and key in e}
             lines.append(f"{policy + ', ' + COLUMNS[key][0]:18}"
-                         + "".join(f"{values[n]:>7.1f}" for n in counts))
+                         + "".join(f"{values.get(n, '-'):>7}" for n in counts))
     return "\n".join(lines)
 
 
-def finish(run, task, rows, best, policy, reward_model):
-    """Everything that a finished run leaves behind."""
+def finish(run, task, report, best, policy, reward_model, more=""):
+    """Save everything that a finished run leaves behind, and only then print it.
+
+    best: the entries of best-of-N; more: text to print after the tables.
+    """
     seconds = run.elapsed()
-    run.save_json("results.json", {"task": task, "seconds": seconds, "rows": rows,
+    run.save_json("results.json", {"task": task, "seconds": seconds, "rows": report.rows,
                                    "best_of_n": best})
     run.save_weights("policy.pt", policy)
     if reward_model is not None:
         run.save_weights("reward.pt", reward_model)
-    drawn = by_first(lambda: figures.draw(run.folder))
-    if not drawn:
-        print("no figures: matplotlib is not installed")
-    if run.stop_after and run.stop_after not in run.done:
-        run.warn(f"no step is called {run.stop_after}: --stop-after did nothing")
+    missing = on_main(lambda: figures.try_to_draw(run.folder))
+    print(report)
+    print(best_of_n_table(best))
+    if more:
+        print(more)
+    if missing:
+        print(missing)
     print(f"\n{seconds:.0f} s; results, figures, weights and samples are in {run.folder}/")
 
 
-def look(run, settings, source_text, target_text):
-    """Print what each threshold of each Grow keeps and drops: best, worst, nearest to the line."""
+def look(run, settings, select, source_text, target_text):
+    """Print what each threshold of each Grow keeps and drops: best, worst, nearest to the line.
+
+    select: rest.select.
+    """
     found = False
     for g in range(1, settings.grow + 1):
         scored = run.folder / "steps" / f"score-{g}"
         if not scored.exists():
             break
         found, D_g = True, Pairs.load(scored)
+        once = np.flatnonzero(first_of_equal(D_g))  # of equal outputs one is enough to look at
         for i in filter(None, settings.improves(g)):
             kept, tau = select(D_g, settings, i)
+            of_data = kept[D_g.human].mean() if D_g.human.any() else 0
             print(f"\nGrow {g}, Improve {i}: {settings.filter}, τ = {tau:.3f}, keeps "
-                  f"{kept.sum()} of {len(kept)} pairs, {mean(kept[D_g.human]) or 0:.0%} of D")
-            group = 0 * D_g.source if settings.filter in GLOBAL else D_g.source
-            for title, index in chosen(D_g.reward, kept, group, settings.show):
+                  f"{kept.sum()} of {len(kept)} pairs, {of_data:.0%} of D")
+            group = 0 * D_g.source if settings.one_line else D_g.source
+            for title, index in chosen(D_g.reward[once], kept[once], group[once], settings.show):
                 print(f"  {title}")
-                for k in index:
+                for k in once[index]:
                     origin = "human " if D_g.human[k] else "sample"
                     fate = "kept   " if kept[k] else "dropped"
                     print(f"    {100 * D_g.reward[k]:5.1f} {origin} {fate} "
@@ -159,40 +168,71 @@ def chosen(reward, kept, group, count):
 # ------------------------------------------------------------------------------- over several runs
 
 
+MEASURES = {"toy": ["reward", "greedy_reward", "oracle", "greedy_oracle"],
+            "mt": ["reward", "sampled_chrf", "bleu", "beam_bleu", "chrf", "val_reward",
+                   "val_bleu"]}
+
+
 def over_runs(folders):
     """Runs that differ in their seed -> tables of the mean, smallest and largest over them.
 
-    First of every row, then of what it is above BC of the same run; best-of-N as means.
+    First of every row, then of what it is above BC of the same run; best-of-N as means. What only
+    some of the runs have is taken over these, and marked.
     """
     if not folders:
         raise UserError("give the folders of finished runs")
-    runs = [read_json(Path(folder) / "results.json") for folder in folders]
-    columns = {"toy": ["reward", "greedy_reward", "oracle", "greedy_oracle"],
-               "mt": ["reward", "sampled_chrf", "bleu", "beam_bleu", "chrf", "val_reward",
-                      "val_bleu"]}
-    columns = columns[runs[0]["task"]]
+    runs = [read_results(Path(folder) / "results.json") for folder in folders]
+    tasks = sorted({run["task"] for run in runs})
+    if len(tasks) > 1:
+        raise UserError(f"runs of {' and '.join(tasks)} have no common table")
+    columns = MEASURES.get(tasks[0], ["reward", "greedy_reward"])
     rows = [{label(row): row for row in run["rows"]} for run in runs]
+    names = list(dict.fromkeys(name for run in rows for name in run))
     head = f"{'':12}" + "".join(f"{COLUMNS[k][0]:>18}" for k in columns)
     lines = [f"{len(runs)} runs: mean (smallest..largest)", head]
-    lines += [over_row(name, columns, rows) for name in rows[0]]
+    lines += [over_row(name, columns, rows) for name in names]
     lines += ["", "above BC of the same run", head]
-    lines += [over_row(name, columns, rows, minus="BC") for name in rows[0] if name != "BC"]
-    means = [{key: np.mean([run["best_of_n"][k][key] for run in runs]) if key in COLUMNS else value
-              for key, value in entry.items()} for k, entry in enumerate(runs[0]["best_of_n"])]
-    lines += [best_of_n_table(means)] if means else []
+    lines += [over_row(name, columns, rows, minus="BC") for name in names if name != "BC"]
+    lines += [best_of_n_table(over_best_of_n(runs))] if any(r["best_of_n"] for r in runs) else []
     lines.append("seconds: " + ", ".join(f"{run['seconds']:.0f}" for run in runs))
     return "\n".join(lines)
+
+
+def read_results(path):
+    """results.json of a finished run; UserError if it is not one."""
+    results = read_json(path, task=str, seconds=(int, float), rows=list, best_of_n=list)
+    whole = all(isinstance(row, dict) and {"name", "loss", "grow", "improve"} <= row.keys()
+                for row in results["rows"])
+    whole &= all(isinstance(entry, dict) and {"policy", "n"} <= entry.keys()
+                 for entry in results["best_of_n"])
+    if not whole or not results["rows"]:
+        raise UserError(f"{path}: damaged, or not the results of a finished run")
+    return results
 
 
 def over_row(name, columns, rows, minus=None):
     """One line: row `name` of each run (less its row `minus`), as mean, smallest and largest."""
     cells = []
     for key in columns:
-        values = [(run[name][key] - (run[minus][key] if minus else 0)) * COLUMNS[key][3]
-                  for run in rows]
-        cells.append(f"{np.mean(values):.1f} ({min(values):.1f}..{max(values):.1f})")
+        found = [(run[name].get(key), run[minus].get(key) if minus else 0) for run in rows
+                 if name in run and (minus is None or minus in run)]
+        values = [(a - b) * COLUMNS[key][3] for a, b in found if None not in (a, b)]
+        few = f" of {len(values)}" if len(values) < len(rows) else ""
+        cells.append(f"{np.mean(values):.1f} ({min(values):.1f}..{max(values):.1f}){few}"
+                     if values else "-")
     return f"{name:12}" + "".join(f"{cell:>18}" for cell in cells)
 
 
+def over_best_of_n(runs):
+    """The entries of best-of-N, each measure the mean over the runs that have it."""
+    found = {}
+    for run in runs:
+        for entry in run["best_of_n"]:
+            found.setdefault((entry["policy"], entry["n"]), []).append(entry)
+    return [{"policy": policy, "n": n} | {
+        key: float(np.mean([entry[key] for entry in entries if key in entry]))
+        for key in entries[0] if key in COLUMNS} for (policy, n), entries in found.items()]
+
+
 if __name__ == "__main__":
-    guarded(lambda: print(over_runs(sys.argv[1:])))
+    run_cli(lambda: print(over_runs(sys.argv[1:])))

@@ -12,19 +12,19 @@ import numpy as np
 import pytest
 import torch
 
-import figures
+from infra import figures
 import losses
 import rest
 import train_mt
 import train_toy
-from methods import METHODS
+from infra.relatives import METHODS
 from online import online
-from pairs import Pairs
+from infra.pairs import Pairs
 from rest import Settings
-from run import guarded, parse
+from infra.run import guarded, parse
 from test_rest import BASE_HP, FakeRun, kept_by, oracle, some_policy, some_task, spy, weights
 from test_train_toy import TINY
-from train import Training
+from infra.trainer import Training
 
 LINE = 0.85  # right and wrong, in the tests' own task
 FIELDS = {field.name: field for field in fields(Settings)}

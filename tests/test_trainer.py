@@ -1,4 +1,4 @@
-"""train.py: batches of like length, and the one optimiser loop."""
+"""trainer.py: batches of like length, and the one optimiser loop."""
 
 import copy
 import itertools
@@ -9,11 +9,11 @@ import torch
 import torch.nn as nn
 
 import losses
-import train
+from infra import trainer
 from model import EOS, PAD, Config, Dropout, Transformer, shift_right
-from pairs import Pairs
-from storage import Checkpoint
-from train import Training, batches, by_length, compiled, fit, moved, pad
+from infra.pairs import Pairs
+from infra.storage import Checkpoint
+from infra.trainer import Training, batches, by_length, compiled, fit, moved, pad
 
 
 # -------------------------------------------------------------------------------------- batches
@@ -79,7 +79,7 @@ def test_batches_are_cut_no_sooner_than_they_are_asked_for(monkeypatch):
         pools.append(index)
         return by_length(lengths, batch_tokens, index)
 
-    monkeypatch.setattr(train, "by_length", spied)
+    monkeypatch.setattr(trainer, "by_length", spied)
     stream = batches(lengths, 100, seed=1)
     assert pools == []
     given += list(next(stream))
@@ -349,7 +349,7 @@ def test_the_global_generator_is_left_as_it_was():
 def test_progress_and_learning_rate_at_every_update():
     """Of every micro-batch; `extra` has its own, constant rate."""
     net, shift = Net(), torch.zeros((), requires_grad=True)
-    optimizer = train.adamw(net.parameters(), HP)
+    optimizer = trainer.adamw(net.parameters(), HP)
     seen, rates, loss_of = [], [], squares(net, shift)
 
     def spy(index, progress):
@@ -458,7 +458,7 @@ def test_only_to_a_gpu_a_copy_goes_by_pinned_memory_and_does_not_wait():
 
 
 def test_without_a_compiler_one_line_says_so(capsys):
-    train.can_compile.cache_clear()
+    trainer.can_compile.cache_clear()
     torch._dynamo.reset()
     nowhere = {"cpp.cxx": ("no-such-compiler",), "force_disable_caches": True}
     with torch._inductor.config.patch(nowhere):
@@ -466,13 +466,13 @@ def test_without_a_compiler_one_line_says_so(capsys):
         assert compiled(net, cpu) is net and compiled(net, cpu) is net
     said = "".join(capsys.readouterr())
     assert said.count("nothing is compiled: ") == 1 and len(said.splitlines()) == 1
-    train.can_compile.cache_clear()
+    trainer.can_compile.cache_clear()
 
 
 @pytest.mark.slow
 def test_a_compiled_policy_is_the_same_function():
     """And so are its gradients, for batches of several shapes."""
-    if not train.can_compile("cpu"):
+    if not trainer.can_compile("cpu"):
         pytest.skip("there is no compiler")
     torch.manual_seed(0)
     policy = Transformer(Config(30, 16, 2, 1, 1, 32, 0.0, 20))

@@ -1,0 +1,129 @@
+"""A parallel corpus as ids, and how translations are measured: what train_mt.py has around the loop.
+
+    texts = Texts(settings, run)                       # reads, trains or loads the tokenizer
+    ids = texts.ids(texts["train"].sources); lines = texts.lines(ids)
+    bleu, chrf, signature = bleu_chrf(lines, references)
+"""
+
+import importlib
+from pathlib import Path
+
+import numpy as np
+
+from infra.batches import bucket_by_length, pad
+from infra.beam import beam_search
+from infra.errors import UserError
+from infra.processes import all_gather, on_main, shard
+from infra.run import hash_of
+from infra.text import Tokenizer, download_multi30k, read_parallel
+from model import EOS
+
+
+class Codec:
+    """Lines to ids and back."""
+
+    def __init__(self, tokenizer, max_len):
+        self.tokenizer, self.max_len = tokenizer, max_len
+
+    def too_long(self, line):
+        """Whether its ids and eos are more than max_len."""
+        return len(self.tokenizer.encode(line)) >= self.max_len
+
+    def ids(self, lines):
+        """Ids that end in eos; a line that is too long is cut."""
+        return [np.array(self.tokenizer.encode(line)[: self.max_len - 1] + [EOS])
+                for line in lines]
+
+    def text(self, ids):
+        return self.tokenizer.decode([int(i) for i in ids])
+
+    def lines(self, targets):
+        return [self.text(ids) for ids in targets]
+
+
+class Texts(Codec):
+    """A parallel corpus and its tokenizer."""
+
+    def __init__(self, settings, run):
+        folder = settings.data or on_main(lambda: download_multi30k(Path(settings.cache)))
+        self.corpora = {split: read_parallel(folder, split, settings.src, settings.tgt)
+                        for split in ("train", "val", "test")}
+        for split, corpus in self.corpora.items():
+            if corpus.dropped:
+                run.warn(f"{split}: {corpus.dropped} pairs with a blank side are dropped")
+            if settings.limit:
+                del corpus.sources[settings.limit :], corpus.targets[settings.limit :]
+        run.bind(**{split: hash_of(corpus.sources, corpus.targets)
+                    for split, corpus in self.corpora.items()})
+        path, train = run.folder / "tokenizer.json", self["train"]
+        on_main(lambda: path.exists() or Tokenizer.train(
+            train.sources + train.targets, settings.vocab_size).save(path))
+        super().__init__(Tokenizer.load(path), settings.max_len)
+        if self.tokenizer.vocab_size < settings.vocab_size:
+            run.warn(f"the corpus gives only {self.tokenizer.vocab_size} entries of the "
+                     f"{settings.vocab_size} asked for")
+        self.check_lengths(run)
+
+    def __getitem__(self, split):
+        return self.corpora[split]
+
+    def check_lengths(self, run):
+        """Long training pairs are dropped; test sources are cut, with a warning."""
+        train = self["train"]
+        pairs = [(x, y) for x, y in zip(train.sources, train.targets)
+                 if not (self.too_long(x) or self.too_long(y))]
+        if not pairs:
+            raise UserError(f"no training pair has fewer than {self.max_len} tokens: --max-len")
+        if len(pairs) < len(train.sources):
+            run.warn(f"train: {len(train.sources) - len(pairs)} pairs of {self.max_len} tokens or "
+                     "more dropped")
+        train.sources, train.targets = map(list, zip(*pairs))
+        for split in ("val", "test"):
+            if cut := sum(map(self.too_long, self[split].sources)):
+                run.warn(f"{split}: {cut} sources cut at {self.max_len} tokens")
+
+
+def sacrebleu():
+    """The package, which is needed for BLEU, for chrF, and for the ratings made from chrF."""
+    try:
+        return importlib.import_module("sacrebleu")
+    except ImportError:
+        raise UserError('this program needs sacrebleu: pip install -e ".[mt]"') from None
+
+
+def bleu_of(settings):
+    """BLEU with the tokenizer of --bleu-tokenize, or the one that the target language needs."""
+    how = {"tokenize": settings.bleu_tokenize} if settings.bleu_tokenize else {
+        "trg_lang": settings.tgt}
+    try:
+        bleu = sacrebleu().BLEU(**how)
+        bleu.corpus_score(["a"], [["a"]])  # some tokenizers are only loaded now
+        return bleu
+    except Exception as error:  # a tokenizer that is not installed raises what it likes
+        raise UserError(f"BLEU for --tgt {settings.tgt}: {' '.join(str(error).split())}; another "
+                        "--bleu-tokenize, char for instance, does without") from None
+
+
+def bleu_chrf(outputs, references, bleu):
+    """Corpus BLEU and chrF, 0 to 100, and the signatures that say how they were computed."""
+    chrf = sacrebleu().CHRF()
+    return (bleu.corpus_score(outputs, [references]).score,
+            chrf.corpus_score(outputs, [references]).score,
+            f"BLEU {bleu.get_signature()}, chrF {chrf.get_signature()}")
+
+
+def beam_lines(policy, texts, sources, beam):
+    """Beam-search translations of id sources, in their order."""
+    return [found[0] for found in beam_hypotheses(policy, texts, sources, beam)]
+
+
+def beam_hypotheses(policy, texts, sources, beam, n_best=1, length_penalty=1.0):
+    """For each of the id sources its n_best translations by beam search, the best first."""
+    out, device = [None] * len(sources), policy.embedding.weight.device
+    cut = bucket_by_length(np.array([len(x) for x in sources]), 2048)
+    found = [beam_search(policy, pad([sources[i] for i in index], device), beam, texts.max_len,
+                         length_penalty, n_best).tolist() for index in shard(cut)]
+    for index, hypotheses in zip(cut, all_gather(found)):
+        for i, best in zip(index, hypotheses):
+            out[i] = texts.lines(best)
+    return out
