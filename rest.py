@@ -29,16 +29,17 @@ import torch
 
 from infra import checks
 from infra.batches import collate, seed_of
-from infra.pairs import PART, Pairs, first_of_equal, hash_outputs
+from infra.measures import OnlineState, Tally, evaluate, mean_reward
+from infra.pairs import PART, Pairs, first_of_equal, score
 from infra.relatives import Switches
 from infra.run import InMemory
-from infra.sampling import logprobs_of, sample_outputs
+from infra.sampling import sample_outputs
 from infra.settings import Machine, check_settings, setting
 from infra.storage import load_weights
 from infra.trainer import Trainer, Training, adamw, compiled
 from losses import LOSSES, PPO, LossSettings, PPOSettings, ReferenceModels
 from model import shift_right
-from reward import ValueModel, check_rewards, train_value
+from reward import ValueModel, train_value
 
 # ------------------------------------------------------------------------------------- settings
 
@@ -125,7 +126,7 @@ class Task:
 
 # Whatever is drawn below has a generator of its own, seeded by settings.seed and one of these, or
 # by g and i for Grow and Improve: so nothing that is added shifts what others draw.
-SOURCES, PPO_ROUNDS, VALUE, EVAL, TEST, BEST_OF, EXAMPLES = 55, 77, 99, 101, 102, 103, 104
+SOURCES, PPO_ROUNDS, VALUE, BEST_OF = 55, 77, 99, 103
 
 # -------------------------------------------------------------------------------------- filters
 #
@@ -266,14 +267,6 @@ def choose_sources(task, settings, g):
     return np.sort(rng.choice(n, settings.grow_sources, replace=False)).astype(np.int32)
 
 
-def score(pairs, sources, reward):
-    """The same pairs with R(x, y), computed once and stored."""
-    if len(pairs) == 0:
-        return pairs
-    rewards = reward([sources[i] for i in pairs.source], pairs.targets())
-    return replace(pairs, reward=check_rewards(rewards, len(pairs)))
-
-
 # -------------------------------------------------------------------------------------- Improve
 
 
@@ -282,8 +275,8 @@ def improve(policy, pairs, sources, settings, hp, seed, loss=None, kept=None, ev
     """Fine-tune `policy`, in place, on the pairs at `kept` (booleans (n,); default: on all).
 
     BC on D is this; so is each Improve, on what the filter kept, and each round of PPO.
-    loss: a losses.Loss; default: BC. evaluate() -> a held-out score, higher is better: the policy
-    returns to the best checkpoint; without it all updates are made, and the last weights stand.
+    loss: a losses.Loss; default: BC. evaluate(policy) -> a held-out score, higher is better: the
+    policy returns to the best checkpoint; without it all updates are made, the last weights stand.
     """
     kept = np.arange(len(pairs)) if kept is None else np.flatnonzero(kept)
     device = policy.embedding.weight.device
@@ -294,7 +287,7 @@ def improve(policy, pairs, sources, settings, hp, seed, loss=None, kept=None, ev
         while True:
             # "while the reward on D_eval improves": evaluate now and then, remember the best
             if evaluate and trainer.is_evaluation_due():
-                trainer.track_best(evaluate())
+                trainer.track_best(evaluate(policy))
             if trainer.is_done():  # no better for a while, or all updates are made
                 break
             for index in trainer.next_update():  # one or several micro-batches
@@ -309,9 +302,12 @@ def improve(policy, pairs, sources, settings, hp, seed, loss=None, kept=None, ev
 
 
 def behaviour_cloning(policy, task, settings, hp=None, run=None, evaluate=None, **trainer_args):
-    """ "Train π_θ on D": the step "bc" of a run -> the BC policy, which is `policy`, trained."""
+    """Train π_θ on D: the step "bc" of a run -> the BC policy, a trained copy of `policy`.
+
+    The task keeps what it began with, as its `base`. evaluate, trainer_args: as for `improve`.
+    """
     run, hp = run or InMemory(), hp or settings.training()
-    task.base = copy.deepcopy(policy), hp
+    task.base, policy = (policy, hp), copy.deepcopy(policy)
     saved = run.begin("bc")
     if saved is None:
         done = improve(policy, task.data, task.sources, settings, hp, settings.seed,
@@ -334,19 +330,14 @@ def rest(bc, task, settings, run=None):
     """
     run, task = run or InMemory(), replace(task)
     checks.check_start(bc, task, settings, run)
-    policy, earlier, hashes = bc, [], []
-    counts = {"samples": 0, "tokens_drawn": 0, "grow_seconds": 0.0}
+    policy, earlier, tally = bc, [], Tally()
     for g in range(1, settings.grow + 1):
         if g > 1 and task.refresh:
             task.reward = task.refresh(policy, g)
         # Grow: samples of the current policy, joined with D; all scored once.
         D_g, samples = grow(policy, task, settings, g, run, earlier)
         earlier = [*earlier, samples] if settings.keep_samples else []
-        hashes.append(hash_outputs(samples))
-        counts["samples"] += settings.samples * len(choose_sources(task, settings, g))
-        counts["distinct_samples"] = len(np.unique(np.concatenate(hashes)))
-        counts["tokens_drawn"] += len(samples.tokens)
-        counts["grow_seconds"] += run.seconds(f"grow-{g}") + run.seconds(f"score-{g}")
+        tally.add(samples, run.seconds(f"grow-{g}") + run.seconds(f"score-{g}"))
         reference = ReferenceModels(bc, behaviour=policy, value=fit_behaviour_value(
             policy, D_g, task, settings, run, g))
         # Improve: ever stricter filters, ever lower learning rates, each from the policy before.
@@ -355,7 +346,7 @@ def rest(bc, task, settings, run=None):
             kept, tau = select(D_g, settings, i)
             row = {"name": "ReST", "loss": settings.loss if i else "bc", "grow": g, "improve": i,
                    "threshold": tau, "kept_samples": mean(kept[~D_g.human]),
-                   "kept_data": mean(kept[D_g.human]), **counts}
+                   "kept_data": mean(kept[D_g.human]), **tally.counts()}
             policy, row = improve_step(policy, D_g, kept, task, settings, reference, run, row)
             yield row, policy, D_g
 
@@ -368,7 +359,7 @@ def improve_step(policy, D_g, kept, task, settings, reference, run, row):
     if settings.start == "base":
         start, hp = task.base
     new = copy.deepcopy(start if kept.any() else policy)
-    on_eval = (lambda: mean_reward(new, task, settings)) if settings.checkpoint == "best" else None
+    evaluations = {"best": lambda policy: mean_reward(policy, task, settings), "last": None}
 
     saved = run.begin(f"improve-{g}-{i}")
     if saved is None:
@@ -377,8 +368,9 @@ def improve_step(policy, D_g, kept, task, settings, reference, run, row):
         if kept.any():
             loss = LOSSES[row["loss"]](settings, new, reference)
             done = improve(new, D_g, task.sources, settings, hp, seed_of(settings.seed, g, i), loss,
-                           kept, on_eval, log=run.logger(f"improve-{g}-{i}"),
-                           checkpoint=run.checkpoint, title=f"Improve {g},{i}")
+                           kept, evaluations[settings.checkpoint],
+                           log=run.logger(f"improve-{g}-{i}"), checkpoint=run.checkpoint,
+                           title=f"Improve {g},{i}")
         row = row | {"updates": done["updates"], "tokens_trained": done["tokens"],
                      "train_seconds": done["seconds"]}
         row |= evaluate(new, reference.bc, task, settings)
@@ -418,51 +410,25 @@ def online(bc, task, settings, run=None):
     hp = settings.training(updates=settings.ppo_updates, lr=settings.ppo_lr, warmup=0,
                            final_lr=1.0, dropout=False)
     policy = copy.deepcopy(bc)
-    optimizer = adamw(policy.parameters(), hp)
-    totals = {"round": 0, "hashes": torch.zeros(0, dtype=torch.int64), "tokens": 0,
-              "grow_seconds": 0.0, "trained": 0, "train_seconds": 0.0}  # of all rounds so far
-
-    def state():
-        return {**totals, "policy": policy.state_dict(), "optimizer": optimizer.state_dict()}
-
-    def restore(saved):
-        load_weights(policy, saved["policy"])
-        optimizer.load_state_dict(saved["optimizer"])
-        totals.update({name: saved[name] for name in totals})
-
+    state = OnlineState(policy, adamw(policy.parameters(), hp))
     parts = np.array_split(range(len(chosen)), min(settings.ppo_rows, len(chosen)))
     for part, rounds in enumerate(parts, 1):
         saved = run.begin(f"ppo-{part}")
         if saved is None:
-            before = dict(totals)
-            if run.checkpoint is not None and (kept := run.checkpoint.load("ppo")) is not None:
-                restore(kept)
-            for k in run.progress("PPO")(range(totals["round"], int(rounds[-1]) + 1)):
-                if run.checkpoint is not None and run.checkpoint.due():
-                    run.checkpoint.save("ppo", state())
+            state.begin_part(run.checkpoint)
+            for k in run.progress("PPO")(range(state.round, int(rounds[-1]) + 1)):
+                state.save_if_due()
                 samples, seconds, done = ppo_round(policy, bc, chosen[k], task, settings, hp,
-                                                   optimizer, k)
-                hashes = torch.from_numpy(hash_outputs(samples).view(np.int64))
-                totals.update(round=k + 1, hashes=torch.cat([totals["hashes"], hashes]).unique(),
-                              tokens=totals["tokens"] + len(samples.tokens),
-                              grow_seconds=totals["grow_seconds"] + seconds,
-                              trained=totals["trained"] + done["tokens"],
-                              train_seconds=totals["train_seconds"] + done["seconds"])
+                                                   state.optimizer, k)
+                state.add_round(samples, seconds, done)
                 run.log("ppo", round=k, reward=float(samples.reward.mean()))
-            row = {"name": "PPO", "loss": "ppo", "grow": totals["round"],
+            row = {"name": "PPO", "loss": "ppo", "grow": state.round,
                    "improve": settings.ppo_updates, "threshold": None, "kept_samples": 1.0,
-                   "kept_data": None,
-                   "samples": totals["round"] * len(chosen[0]) * settings.ppo_group,
-                   "distinct_samples": len(totals["hashes"]), "tokens_drawn": totals["tokens"],
-                   "grow_seconds": totals["grow_seconds"],
-                   "updates": (totals["round"] - before["round"]) * settings.ppo_updates,
-                   "tokens_trained": totals["trained"] - before["trained"],
-                   "train_seconds": totals["train_seconds"] - before["train_seconds"],
-                   **evaluate(policy, bc, task, settings)}
+                   "kept_data": None, **state.counts(), **evaluate(policy, bc, task, settings)}
             row["seconds"] = run.seconds_at_work()
             run.log("row", **row)
-            saved = run.end({**state(), "row": row})
-        restore(saved)
+            saved = run.end({**state.saved(), "row": row})
+        state.restore(saved)
         yield saved["row"], policy
 
 
@@ -499,42 +465,7 @@ def ppo_round(policy, bc, chosen, task, settings, hp, optimizer, k):
     return replace(samples, source=chosen[samples.source].astype(np.int32)), seconds, done
 
 
-# ------------------------------------------------------------------------------------- measures
-
-
-def mean_reward(policy, task, settings):
-    """V(π) on D_eval: a sample of each source at temperature 1, the same random numbers always."""
-    drawn = sample_outputs(policy, task.eval_sources, 1, (settings.seed, EVAL), task.max_len,
-                           **settings.decoding())
-    return float(score(drawn, task.eval_sources, task.reward).reward.mean())
-
-
-def evaluate(policy, bc, task, settings):
-    """What a row of the results reports, on test sources; the random numbers never change."""
-    how = {"max_len": task.max_len, **settings.decoding()}
-    sampled = sample_outputs(policy, task.test_sources, 1, (settings.seed, TEST), **how)
-    greedy = sample_outputs(policy, task.test_sources, 1, 0, temperature=0, **how)
-    sampled, greedy = (score(x, task.test_sources, task.reward) for x in (sampled, greedy))
-    under_bc = logprobs_of(bc, task.test_sources, sampled)
-    row = {"reward": sampled.reward.mean(), "greedy_reward": greedy.reward.mean(),
-           "entropy": -sampled.logprobs.mean(),  # per token, in nats
-           "kl_to_bc": (sampled.logprobs - under_bc).mean()}
-    row = {name: float(value) for name, value in row.items()}
-    return row | (task.metrics(policy, sampled, greedy) if task.metrics else {})
-
-
-def bc_row(bc, task, settings, run=None):
-    """The first row of the results, "BC (G=0, I=0)"."""
-    run = run or InMemory()
-    saved = run.begin("evaluate-bc")
-    if saved is None:
-        row = {"name": "BC", "loss": "bc", "grow": 0, "improve": 0, "threshold": None,
-               "kept_samples": None, "kept_data": 1.0, "samples": 0, "distinct_samples": 0,
-               "tokens_drawn": 0, "grow_seconds": 0.0,
-               **evaluate(bc, bc, task, settings), "seconds": run.seconds("bc")}
-        run.log("row", **row)
-        saved = run.end({"row": row})
-    return saved["row"]
+# ------------------------------------------------------------------------------------ best of N
 
 
 def best_of_n(policy, task, settings, counts=(1, 2, 4, 8, 16, 32, 64)):

@@ -23,6 +23,7 @@ import torch.nn.functional as F
 
 from infra.batches import bucket_by_length, pad
 from infra.errors import UserError
+from infra.pairs import check_rewards
 from infra.processes import all_reduce, shard
 from infra.trainer import Trainer
 from model import PAD, Transformer, eval_mode, shift_right
@@ -162,19 +163,3 @@ def train_value(model, sources, pairs, hp, seed, **trainer_args):
                 trainer.backward(loss_sum)
             trainer.step()
     return trainer.result()
-
-
-def check_rewards(rewards, n, what="reward"):
-    """What a reward function returned for n outputs, as float32 (n,); UserError if unfit."""
-    try:
-        with np.errstate(over="ignore"):  # what does not fit becomes infinite, and is refused
-            rewards = np.asarray(rewards, np.float32)
-    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
-        raise UserError(f"the {what} is not an array of numbers ({error})") from None
-    if rewards.shape != (n,):
-        raise UserError(f"the {what} has shape {rewards.shape} for {n} outputs")
-    bad = ~np.isfinite(rewards) | (rewards < 0) | (rewards > 1)
-    if bad.any():
-        raise UserError(f"the {what} of output {int(bad.argmax())} is {rewards[bad.argmax()]}; "
-                        "it must be a finite number in [0, 1]")
-    return rewards

@@ -28,8 +28,9 @@ import reward as rm
 from infra.cli import choose_device, run_cli
 from infra.corpus import Texts, beam_lines, bleu_chrf, bleu_of, sacrebleu
 from infra.errors import UserError, as_user_error
+from infra.measures import EXAMPLES, bc_row, mean_reward
 from infra.own_reward import own_reward
-from infra.pairs import Pairs
+from infra.pairs import Pairs, score
 from infra.relatives import METHODS
 from infra.report import Report, finish, label, look, verdict
 from infra.reward_metrics import evaluate_reward_model, reference_above, table, unit_tests
@@ -200,7 +201,7 @@ def behaviour_cloning(task, texts, settings, run, device):
         settings.max_len)).to(device)
     bleu = bleu_of(settings)
 
-    def validation_bleu():
+    def validation_bleu(policy):
         greedy = sample_outputs(policy, task.eval_sources, 1, 0, task.max_len, temperature=0,
                                 **settings.decoding())
         return bleu_chrf(texts.lines(greedy.targets()), texts["val"].targets, bleu)[0]
@@ -258,8 +259,8 @@ def metrics(texts, task, settings):
     def measure(policy, sampled, greedy):
         validation = sample_outputs(policy, task.eval_sources, 1, 0, task.max_len, temperature=0,
                                     **settings.decoding())
-        validation = rest.score(validation, task.eval_sources, task.reward)
-        row = {"val_reward": rest.mean_reward(policy, task, settings),
+        validation = score(validation, task.eval_sources, task.reward)
+        row = {"val_reward": mean_reward(policy, task, settings),
                "val_greedy_reward": float(validation.reward.mean())}
         _, row["sampled_chrf"], _ = bleu_chrf(texts.lines(sampled.targets()),
                                               texts["test"].targets, bleu)
@@ -347,7 +348,7 @@ def train(texts, settings, run, device):
                           "val_bleu", "entropy", "kl_to_bc", "kept_samples", "kept_data", "samples",
                           "seconds"],
                     lambda policy, row: examples(policy, row, task, texts, settings))
-    row, policy = rest.bc_row(bc, task, settings, run), bc
+    row, policy = bc_row(bc, task, settings, run), bc
     report.add(row, policy)
     for row, policy, D_g in rest.rest(bc, task, settings, run):
         report.add(row, policy)
@@ -368,8 +369,8 @@ def examples(policy, row, task, texts, settings, count=5):
     Behind a reward stands whether this Improve's τ would keep the output.
     """
     sources, lines = task.test_sources[:count], []
-    seed = (settings.seed, rest.EXAMPLES)
-    outputs = [rest.score(sample_outputs(policy, sources, 1, seed, task.max_len, temperature=t),
+    seed = (settings.seed, EXAMPLES)
+    outputs = [score(sample_outputs(policy, sources, 1, seed, task.max_len, temperature=t),
                           sources, task.reward) for t in (0, 1)]
     for i in range(len(sources)):
         lines += [f"{'source':11}{texts['test'].sources[i]}",

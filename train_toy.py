@@ -22,7 +22,8 @@ import rest
 import reward as rm
 from infra.cli import choose_device, run_cli
 from infra.errors import UserError, as_user_error
-from infra.pairs import Pairs
+from infra.measures import bc_row
+from infra.pairs import Pairs, score
 from infra.relatives import METHODS
 from infra.report import Report, finish, label, look, verdict
 from infra.reward_metrics import evaluate_reward_model, reference_above, table, unit_tests
@@ -238,7 +239,7 @@ def train(settings, run, device):
                           "kl_to_bc", "kept_samples", "kept_data", "samples", "distinct_samples",
                           "seconds"], lambda policy, row: examples(policy, row, task, language,
                                                                    settings))
-    report.add(rest.bc_row(bc, task, settings, run), bc, show=True)
+    report.add(bc_row(bc, task, settings, run), bc, show=True)
     name, policy = "ReST", bc
     for row, policy, D_g in rest.rest(bc, task, settings, run):
         last = settings.grow, settings.improves(settings.grow)[-1]
@@ -264,7 +265,7 @@ def examples(policy, row, task, language, settings, count=3):
         greedy, sampled = (sample_outputs(policy, [x], 1, i, MAX_LEN, temperature=t)
                            for t in (0, 1))
         for name, y in (("right", right), ("greedy", greedy), ("sample", sampled)):
-            reward = rest.score(y, [x], task.reward).reward[0]
+            reward = score(y, [x], task.reward).reward[0]
             oracle = language.oracle([x], y.targets())[0]
             lines.append(f"{name:12}{100 * reward:6.0f}{100 * oracle:8.0f}  "
                          f"{verdict(reward, row, settings):8}{language.text(y.target(0))}")

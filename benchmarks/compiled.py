@@ -17,9 +17,9 @@ from benchmarks.grow import sizes
 from benchmarks.measure import Table, median, side_by_side, times_faster
 from benchmarks.peers import NeverEnding
 from benchmarks.training import dense, ours
-from model import Transformer, sample
-from infra.run import keep_memory
+from infra.cli import keep_memory
 from infra.trainer import can_compile, compiled
+from model import Transformer, sample
 
 
 def growing(config, n_samples, compile):

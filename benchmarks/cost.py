@@ -18,10 +18,12 @@ import losses
 from benchmarks.disk import MEAN, N_SOURCES, part
 from benchmarks.measure import Table, median, side_by_side
 from benchmarks.peers import NeverEnding
+from infra.cli import keep_memory
+from infra.settings import parse
 from model import Config, sample, shift_right
+from rest import Settings
 from reward import RewardModel
-from infra.run import keep_memory, parse
-from train_mt import PRESETS, Settings
+from train_mt import PRESETS
 
 RUNS = {"IWSLT14": 100 * N_SOURCES, "WMT20": 890_000_000}  # pairs of D_g in the paper
 H100 = 989e12  # FLOP/s, bfloat16 without sparsity: NVIDIA's data sheet of the H100 SXM

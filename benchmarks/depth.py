@@ -24,8 +24,8 @@ from benchmarks.grow import sizes
 from benchmarks.measure import Table, side_by_side, times_faster
 from benchmarks.peers import NeverEnding
 from benchmarks.training import dense, ours
+from infra.cli import keep_memory
 from model import sample
-from infra.run import keep_memory
 
 SHAPES = ((3, 3), (6, 1))
 

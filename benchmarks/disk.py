@@ -19,11 +19,11 @@ import torch
 
 import rest
 from benchmarks.measure import Table
-from filters import select
-from model import Config, Transformer
+from infra.batches import batches
+from infra.cli import keep_memory
 from infra.pairs import PART, Pairs, size_of
-from infra.run import keep_memory
-from infra.trainer import batches
+from model import Config, Transformer
+from rest import select
 
 N_SOURCES, MEAN = 160_000, 25
 

@@ -17,9 +17,9 @@ import torch
 from benchmarks import floor, peers
 from benchmarks.corpus import multi30k
 from benchmarks.measure import Table, median, side_by_side, times_faster
-from model import PAD, Config, Transformer, sample
-from infra.run import keep_memory
-from infra.trainer import pad
+from infra.batches import pad
+from infra.cli import keep_memory
+from model import Config, PAD, Transformer, sample
 
 
 def sizes(width, length):

@@ -14,8 +14,8 @@ import torch
 from benchmarks.measure import Table, median, side_by_side
 from benchmarks.peers import NeverEnding
 from infra.figures import BLUE, STYLE, VERMILLION, panels, save_png
-from model import BOS, Config, draw, sample
-from infra.run import keep_memory
+from infra.cli import keep_memory
+from model import BOS, Config, sample, sample_token
 
 USUAL = dict(sources=32, N=8, T=32, S=16)
 VARIED = {"N": (1, 2, 4, 8, 16, 32), "T": (8, 16, 32, 64, 128), "S": (8, 16, 32, 64, 128),
@@ -32,7 +32,7 @@ def uncached(model, src, n_samples, length):
     memory = model.encode(src)
     tokens = src.new_full((len(src), 1), BOS)
     for _ in range(length):
-        ids, _ = draw(model.logits(model.decode(tokens, *memory)[:, -1]), torch.rand(len(src)), 1.0)
+        ids, _ = sample_token(model.logits(model.decode(tokens, *memory)[:, -1]), torch.rand(len(src)), 1.0)
         tokens = torch.cat([tokens, ids[:, None]], 1)
     return tokens[:, 1:]
 

@@ -10,11 +10,11 @@ import torch
 from benchmarks.corpus import ids, multi30k
 from benchmarks.disk import part
 from benchmarks.measure import Table, median, side_by_side
+from infra.cli import keep_memory
 from infra.text import Tokenizer
-from filters import FILTERS
 from model import Config
+from rest import FILTERS
 from reward import RewardModel
-from infra.run import keep_memory
 
 
 def main(argv=None):

@@ -18,8 +18,8 @@ from benchmarks import peers
 from benchmarks.grow import sizes
 from benchmarks.measure import Table, median, side_by_side, times_faster
 from benchmarks.training import dense, joeynmt, marian, ours
+from infra.cli import keep_memory
 from model import sample
-from infra.run import keep_memory
 
 
 def sides(config):

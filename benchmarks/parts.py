@@ -21,7 +21,7 @@ from benchmarks import floor, peers
 from benchmarks.grow import sizes
 from benchmarks.measure import Table, median, side_by_side, times_faster
 from benchmarks.training import dense, ours
-from infra.run import keep_memory
+from infra.cli import keep_memory
 
 
 def no_attention(q, k, v, **_):

@@ -15,10 +15,10 @@ from benchmarks.corpus import ids
 from benchmarks.grow import sizes
 from benchmarks.measure import Table, side_by_side, times_faster
 from benchmarks.peers import NeverEnding
-from model import Transformer, sample, token_logprobs
+from infra.batches import pad
+from infra.cli import keep_memory
 from infra.pairs import Pairs
-from infra.run import keep_memory
-from infra.trainer import pad
+from model import Transformer, sample, token_logprobs
 
 
 def main(argv=None):

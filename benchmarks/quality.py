@@ -18,9 +18,9 @@ from pathlib import Path
 
 from benchmarks.corpus import folder, multi30k
 from benchmarks.measure import Table
+from infra.corpus import bleu_chrf
 from infra.text import Tokenizer, read_lines
 from infra.figures import BLUE, STYLE, VERMILLION, panels, save_png
-from train_mt import bleu_chrf
 
 CONFIG = """
 name: multi30k

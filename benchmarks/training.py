@@ -22,9 +22,10 @@ from benchmarks import floor, peers
 from benchmarks.corpus import ids
 from benchmarks.grow import sizes
 from benchmarks.measure import Table, median, side_by_side, times_faster
+from infra.batches import batches, pad
+from infra.cli import keep_memory
+from infra.trainer import Training, adamw, compiled, step
 from model import EOS, PAD, Transformer, shift_right
-from infra.run import keep_memory
-from infra.trainer import Training, adamw, batches, compiled, pad, step
 
 SMOOTHING = 0.1
 

@@ -18,15 +18,15 @@ from experiments.verdicts import Claim, Comparison
 PERCENTILE = "percentile filter"
 RUNS = {"as usual": MAIN, PERCENTILE: dict(filter="percentile")}
 VARIANTS = {
-    "without D": dict(human="out"),
-    "D kept whole": dict(human="whole"),
+    "without D": dict(human_data="out"),
+    "D kept whole": dict(human_data="whole"),
     "constant learning rate": dict(lr_decay=1.0),
     "each Improve from BC": dict(start="bc"),
-    "last weights, not the best": dict(stop="last"),
+    "last weights, not the best": dict(checkpoint="last"),
     "without I = 0": dict(unfiltered=False),
     "samples of all Grows": dict(keep_samples=True),
-    "≥ for >": dict(ties=True),
-    "≥ for >, percentile filter": dict(filter="percentile", ties=True),
+    "≥ for >": dict(inclusive=True),
+    "≥ for >, percentile filter": dict(filter="percentile", inclusive=True),
 }
 
 
@@ -36,7 +36,7 @@ def points(lab):
             yield {"part": "one", "variant": name, **row}
     for ratings, part in SHARE.items():
         for human in ("filtered", "out"):
-            for row in lab.rest(grow=3, stop="last", human=human,
+            for row in lab.rest(grow=3, checkpoint="last", human=human,
                                 rated_sources=lab.usual.rated_sources // part):
                 yield {"part": "D", "ratings": ratings, "human": human, **row}
 

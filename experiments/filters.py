@@ -18,11 +18,11 @@ import numpy as np
 
 from experiments.plot import COLOURS, curve, label_ends, panels
 from experiments.verdicts import Claim, Comparison, Points
-from filters import FILTERS
+from rest import FILTERS
 
 PERCENTILES = (0, 25, 50, 65, 75, 90, 95)
 FILTER = {"percentile": dict(filter="percentile"),
-          "percentile, ≥": dict(filter="percentile", ties=True), "global": dict(filter="quantile"),
+          "percentile, ≥": dict(filter="percentile", inclusive=True), "global": dict(filter="quantile"),
           "γ": dict(filter="gamma"), "top-k": dict(filter="top")}
 SCHEDULES = {"rising percentile": dict(filter="percentile", thresholds=(50, 70, 80, 90)),
              "rising γ": dict(filter="gamma", thresholds=(0.2, 0.4, 0.6, 0.8)),
@@ -30,7 +30,7 @@ SCHEDULES = {"rising percentile": dict(filter="percentile", thresholds=(50, 70, 
 
 
 def points(lab):
-    pool = dict(samples=32, grow_sources=lab.usual.demonstrations // 4, grow=1, human="out")
+    pool = dict(samples=32, grow_sources=lab.usual.demonstrations // 4, grow=1, human_data="out")
     levels = lab.cached("levels", pool, lambda: equal_levels(lab.first_D_g(**pool)[0]))
     for p, level in zip(PERCENTILES, levels):
         for name, value in level["values"].items():

@@ -17,7 +17,7 @@ from experiments.verdicts import Claim, Comparison
 RISING = (0.5, 0.7, 0.85, 0.95, 0.98, 0.99)
 SCHEDULES = {
     "50, 70, 85, 95 .. %": dict(thresholds=RISING),
-    "the same, last weights": dict(thresholds=RISING, stop="last"),
+    "the same, last weights": dict(thresholds=RISING, checkpoint="last"),
     "20, 30, 40, 50 .. %": dict(thresholds=(0.2, 0.3, 0.4, 0.5, 0.6, 0.7)),
     "90, 95, 98, 99 .. %": dict(thresholds=(0.9, 0.95, 0.98, 0.99, 0.995, 0.999)),
     "always 50 %": dict(thresholds=(0.5,)),
@@ -37,7 +37,7 @@ def points(lab):
             yield {"part": "samples", "n": n, **row}
     mean = lab.cached("mean-of-D_g", {}, lambda: float(lab.first_D_g()[0].reward.mean()))
     for q in QUANTILES:
-        rows = lab.rest(grow=1, improve=(1,), unfiltered=False, thresholds=(q,), stop="last")
+        rows = lab.rest(grow=1, improve=(1,), unfiltered=False, thresholds=(q,), checkpoint="last")
         yield {"part": "once", "quantile": q, "mean_reward": mean, **rows[1],
                "before": rows[0]["reward"]}
 

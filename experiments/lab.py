@@ -22,7 +22,9 @@ import torch
 import online
 import rest
 import train_toy
-from infra.run import Run, plain
+from infra import measures
+from infra.run import Run
+from infra.settings import plain
 
 HERE = Path(__file__).parent
 PROGRAM = ("model", "pairs", "parallel", "train", "losses", "reward", "filters", "rest", "online",
@@ -71,7 +73,7 @@ class Lab:
         """Yields (row, policy, D_g, run, toy) of BC and of each Improve of a run."""
         settings = self.settings(**changes)
         run, toy = self.prepare(settings)
-        yield rest.bc_row(toy.bc, toy.task, settings, run), toy.bc, None, run, toy
+        yield measures.bc_row(toy.bc, toy.task, settings, run), toy.bc, None, run, toy
         for row, policy, D_g in rest.rest(toy.bc, toy.task, settings, run):
             yield row, policy, D_g, run, toy
 
@@ -92,7 +94,7 @@ class Lab:
         def make():
             settings = self.settings(**changes)
             run, toy = self.prepare(settings)
-            return [row for row, _ in online.online(toy.bc, toy.task, settings, run)]
+            return [row for row, _ in rest.online(toy.bc, toy.task, settings, run)]
 
         return self.cached("online", changes, make)
 

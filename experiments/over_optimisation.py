@@ -11,6 +11,7 @@ Held       D, BC policy, test sources.
 Takes      about 5 minutes a seed on one core.
 """
 
+import losses
 import numpy as np
 
 from experiments import losses
@@ -29,7 +30,7 @@ def points(lab):
         model = dict(rated_sources=lab.usual.rated_sources // part)
         grow = lab.usual.samples * lab.usual.demonstrations
         paths = {"ReST": lab.rest(**MAIN, **model),
-                 LAST: lab.rest(grow=3, stop="last", **model),
+                 LAST: lab.rest(grow=3, checkpoint="last", **model),
                  "PPO": lab.online(**{**FOUND["ppo"], **model}, ppo_samples=grow, ppo_rows=4),
                  FREE: lab.online(**{**FOUND["ppo"], **model, "ppo_kl": 0.0}, ppo_samples=grow,
                                   ppo_rows=4)}

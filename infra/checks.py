@@ -11,10 +11,10 @@ import torch
 
 from infra.batches import collate
 from infra.errors import UserError
-from infra.pairs import Pairs, first_of_equal
+from infra.pairs import Pairs, check_rewards, first_of_equal
 from infra.run import hash_of
 from model import EOS, Config, Transformer, shift_right
-from reward import ValueModel, check_rewards
+from reward import ValueModel
 
 # --------------------------------------------------------------------------------- the settings
 

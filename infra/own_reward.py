@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from infra.errors import UserError
+from infra.pairs import check_rewards
 from infra.processes import on_main
-from reward import check_rewards
 
 BATCH = 1024  # pairs that the function gets at once
 ROOT = Path(__file__).parent.parent

@@ -13,7 +13,7 @@ Left out: compression (the arrays could not be mapped then), and changing what l
 """
 
 import json
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -184,3 +184,30 @@ def first_of_equal(*pools):
     first = np.zeros(len(hashes), bool)
     first[np.unique(hashes, return_index=True)[1]] = True
     return first
+
+
+# --------------------------------------------------------------------------------------- rewards
+
+
+def score(pairs, sources, reward):
+    """The same pairs with R(x, y): reward(sources, outputs) -> (n,), computed once and stored."""
+    if len(pairs) == 0:
+        return pairs
+    rewards = reward([sources[i] for i in pairs.source], pairs.targets())
+    return replace(pairs, reward=check_rewards(rewards, len(pairs)))
+
+
+def check_rewards(rewards, n, what="reward"):
+    """What a reward function returned for n outputs, as float32 (n,); UserError if unfit."""
+    try:
+        with np.errstate(over="ignore"):  # what does not fit becomes infinite, and is refused
+            rewards = np.asarray(rewards, np.float32)
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise UserError(f"the {what} is not an array of numbers ({error})") from None
+    if rewards.shape != (n,):
+        raise UserError(f"the {what} has shape {rewards.shape} for {n} outputs")
+    bad = ~np.isfinite(rewards) | (rewards < 0) | (rewards > 1)
+    if bad.any():
+        raise UserError(f"the {what} of output {int(bad.argmax())} is {rewards[bad.argmax()]}; "
+                        "it must be a finite number in [0, 1]")
+    return rewards

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from benchmarks import cost, disk, floor, growth, measure, parts, peers
-from model import EOS, PAD, Cache, Config, Transformer, sample, shift_right
 from infra.pairs import Pairs
+from model import Cache, Config, EOS, PAD, Transformer, sample, shift_right
 
 SIZES = Config(40, 16, 2, 2, 2, 32, 0.1, 20)
 

@@ -101,7 +101,7 @@ def test_each_later_setting_is_named_once_and_exists():
 @pytest.mark.parametrize("changes, apart", [
     (dict(loss="gold", lr=1e-4, ppo_kl=0.5), "improve"), (dict(thresholds=(0.3,)), "improve"),
     (dict(grow=1, improve=(6,)), "improve"), (dict(start="base"), "improve"),
-    (dict(temperature=(0.5,)), "grow"), (dict(samples=2), "grow"), (dict(human="out"), "grow"),
+    (dict(temperature=(0.5,)), "grow"), (dict(samples=2), "grow"), (dict(human_data="out"), "grow"),
     (dict(rated_sources=100), "reward"), (dict(refresh=True), "reward"),
     (dict(demonstrations=100), "bc"), (dict(d_model=32), "bc"), (dict(seed=1), "bc")], ids=str)
 def test_runs_share_all_that_comes_before_the_first_setting_they_differ_in(changes, apart):
@@ -116,7 +116,7 @@ def test_runs_share_all_that_comes_before_the_first_setting_they_differ_in(chang
 def test_a_shared_step_does_not_look_at_what_it_is_shared_over(tmp_path):
     """The first steps of two runs that differ later, made apart, are the same to the last bit."""
     changes = dict(updates=5, evaluate_every=3, patience=1, grow=1, loss="oac", ppo_lr=1.0,
-                   thresholds=(0.1,), lr=0.5, value_updates=3, best_of=2, stop="last", ties=True)
+                   thresholds=(0.1,), lr=0.5, value_updates=3, best_of=2, checkpoint="last", inclusive=True)
     labs = [Lab(0, True, tmp_path / name) for name in "ab"]
     made = [lab.first_D_g(**changes) for lab, changes in zip(labs, ({}, changes))]
     for name, value in vars(made[0][0]).items():

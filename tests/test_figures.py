@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from infra import figures
+from infra.errors import UserError
 from infra.pairs import Pairs
-from infra.run import UserError
 
 pytest.importorskip("matplotlib")
 

@@ -20,13 +20,16 @@ from hypothesis import strategies as st
 from infra import storage
 import train_mt
 import train_toy
-from infra.text import Tokenizer, UserError, read_lines, read_parallel, read_ratings
-from infra.relatives import METHODS
+from infra.cli import choose_device, run_cli
+from infra.errors import UserError
+from infra.pairs import Pairs, check_rewards
+from infra.run import Run
+from infra.settings import parse, plain, plain_type
+from infra.storage import EventLog
+from infra.text import Tokenizer, read_lines, read_parallel, read_ratings
 from model import Config, Transformer
-from infra.pairs import Pairs
-from reward import RewardModel, check_rewards
-from infra.run import Run, choose_device, guarded, parse, plain, plain_type
-from infra.storage import Journal
+from reward import RewardModel
+from infra.relatives import METHODS
 from test_train_mt import (ENVIRONMENT, copied, corpus, events, main, no_figures,  # noqa: F401
                            no_modules_from_here, one_line, results, translated, write_corpus)
 
@@ -181,7 +184,7 @@ def test_a_corpus_of_odd_text_trains(corpus, tmp_path, capsys):
         lines = path.read_text(encoding="utf-8").split("\n")[:-1]
         lines[: len(odd)] = odd if path.suffix == ".xx" else [x[:99] for x in odd]
         path.write_bytes(b"\xef\xbb\xbf" + "\r\n".join(lines).encode())
-    guarded(lambda: main(tmp_path / "run", folder, *BRIEF, "--max-len", "48", "--stop-after", "bc"))
+    run_cli(lambda: main(tmp_path / "run", folder, *BRIEF, "--max-len", "48", "--stop-after", "bc"))
     assert "238 training pairs" in capsys.readouterr().out
     assert (tmp_path / "run/steps/bc.pt").exists()
     assert {e["text"] for e in events(tmp_path / "run") if e["event"] == "warning"} == {
@@ -224,7 +227,7 @@ def test_bad_ratings_are_refused_before_anything_is_trained(corpus, tmp_path, ca
 def test_ratings_of_two_sources_are_enough(corpus, begun, capsys):
     path = begun.parent / "ratings.tsv"
     path.write_text("\n".join([HEADER, *GOOD]))
-    guarded(lambda: main(begun, corpus, "--ratings", str(path), "--stop-after", "reward"))
+    run_cli(lambda: main(begun, corpus, "--ratings", str(path), "--stop-after", "reward"))
     assert (begun / "steps/reward.pt").exists()
     assert "NaN" not in (begun / "metrics.jsonl").read_text()
 
@@ -236,7 +239,7 @@ def test_ratings_of_two_sources_are_enough(corpus, begun, capsys):
 def test_a_corpus_smaller_than_a_batch(tmp_path, capsys, no_figures, pairs):
     """Of a vocabulary that it cannot fill, and with every step there is."""
     folder = write_corpus(tmp_path / "corpus", train=pairs, held_out=pairs)
-    guarded(lambda: main(tmp_path / "run", folder, *BRIEF, "--vocab-size", "4000"))
+    run_cli(lambda: main(tmp_path / "run", folder, *BRIEF, "--vocab-size", "4000"))
     assert [row["name"] for row in results(tmp_path / "run")["rows"]] == [
         "BC", "ReST", "ReST", "ReST", "PPO"]
     said = " ".join(e["text"] for e in events(tmp_path / "run") if e["event"] == "warning")
@@ -247,7 +250,7 @@ def test_a_corpus_smaller_than_a_batch(tmp_path, capsys, no_figures, pairs):
 def test_the_smallest_demo(tmp_path, capsys, no_figures):
     flags = ("--demonstrations --rated-sources --bc-updates --reward-updates --updates --samples "
              "--test-sources --grow --improve --best-of --batch-tokens --rows").split()
-    guarded(lambda: train_toy.main(["--out", str(tmp_path / "run"), "--device", "cpu",
+    run_cli(lambda: train_toy.main(["--out", str(tmp_path / "run"), "--device", "cpu",
                                     "--d-model", "4", "--eval-sources", "2",
                                     *(x for flag in flags for x in (flag, "1"))]))
     assert len(results(tmp_path / "run")["rows"]) == 4
@@ -329,7 +332,7 @@ def test_a_module_that_cannot_be_had_is_refused_at_once(corpus, tmp_path, own, c
 
 
 def test_a_constant_reward_works(corpus, begun, own, no_figures, capsys):
-    guarded(lambda: main(begun, corpus, "--reward", "own:constant"))
+    run_cli(lambda: main(begun, corpus, "--reward", "own:constant"))
     rows = results(begun)["rows"]
     assert len(rows) == 5 and all(row["reward"] == 0.5 for row in rows)
     assert [row["kept_samples"] for row in rows[2:4]] == [0, 0]
@@ -702,9 +705,9 @@ def test_fuzz_journal(cases, tmp_path):
         path.write_bytes(content)
         run = Run(train_toy.Settings(out=str(tmp_path), resume=True), "toy")
         assert content.startswith(path.read_bytes())
-        journal = Journal(path, lambda mark: True)
+        journal = EventLog(path, lambda mark: True)
         journal.add("step", step="x", seconds=1.0)
-        assert Journal(path, lambda mark: True).events[:-1] == journal.events == run.journal.events
+        assert EventLog(path, lambda mark: True).events[:-1] == journal.events == run.journal.events
 
     Run(train_toy.Settings(out=str(tmp_path)), "toy")
     (tmp_path / "steps/bc.pt").write_bytes(b"")

@@ -10,9 +10,10 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import model as model_py
-from model import (BOS, EOS, PAD, Cache, Config, Transformer, beam_search, draw, sample,
-                   shift_right, token_logprobs, truncate)
+from infra.beam import beam_search
 from infra.trainer import GRAPHS
+from model import (BOS, Cache, Config, EOS, PAD, Transformer, sample, sample_token, shift_right,
+                   token_logprobs, truncate)
 
 V = 11  # the vocabulary of most models here
 TOLERANCES = [(torch.float64, 1e-10), (torch.float32, 1e-5)]
@@ -131,7 +132,7 @@ def test_cached_logits_after_rows_are_dropped_reordered_and_repeated(monkeypatch
         full = net(src[source], tgt[:, : t + 1])[:, -1]
         cache.advance()
         assert (net.step(tgt[:, t], cache) - full).abs().max() < tolerance
-    assert len(cache.mask) == 2 and cache.pasts[0][0].size(2) == 15
+    assert len(cache.mask) == 2 and cache.self_kv[0][0].size(2) == 15
 
 
 @pytest.mark.parametrize("how", [{}, dict(temperature=0.5), dict(temperature=0), dict(top_k=3),
@@ -290,7 +291,7 @@ def test_frequencies_of_whole_samples_fit_the_model(temperature):
 def test_draw_inverts_the_cdf():
     probs = torch.tensor([0.3, 0.2, 0.05, 0.25, 0.2, 0.125, 0.375])  # pad, bos, eos, 3, ...
     grid = (torch.arange(1000) + 0.5) / 1000
-    drawn, _ = draw(probs.log().expand(1000, -1), grid, 1.0)
+    drawn, _ = sample_token(probs.log().expand(1000, -1), grid, 1.0)
     assert drawn.diff().min() >= 0  # in the order of the ids
     assert drawn.bincount(minlength=7).tolist() == [0, 0, 50, 250, 200, 125, 375]
 
@@ -301,7 +302,7 @@ def test_draw_finds_the_same_ids_as_one_running_sum():
     probs = logits.softmax(-1)
     probs[:, [PAD, BOS]] = 0
     sums = probs.cumsum(-1)
-    ids, logprobs = draw(logits, u, 1.0)
+    ids, logprobs = sample_token(logits, u, 1.0)
     expected = torch.searchsorted(sums, (u * sums[:, -1])[:, None], right=True)[:, 0]
     assert torch.equal(ids, expected) and ids.unique().numel() > 200
     torch.testing.assert_close(logprobs, logits.log_softmax(-1).gather(1, ids[:, None])[:, 0])
@@ -321,7 +322,7 @@ def test_draw_at_the_ends_of_the_unit_interval(dtype, how, size):
     allowed = truncate(allowed, **dict(top_k=0, top_p=1.0) | how) > 0
     below_1 = torch.nextafter(torch.ones(300, dtype=dtype), torch.zeros(300, dtype=dtype))
     for u, end in [(torch.zeros(300, dtype=dtype), 0), (below_1, -1)]:
-        drawn, _ = draw(logits, u, 1.0, **how)
+        drawn, _ = sample_token(logits, u, 1.0, **how)
         assert drawn.tolist() == [int(row.nonzero()[end]) for row in allowed]
 
 

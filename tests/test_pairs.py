@@ -9,9 +9,10 @@ from dataclasses import fields, replace
 import numpy as np
 import pytest
 
-from model import EOS
+from infra.errors import UserError
 from infra.pairs import DTYPES, PART, Pairs, flat_file, size_of
-from infra.storage import UserError, write
+from infra.storage import atomic_write
+from model import EOS
 
 
 def some_pairs():
@@ -368,19 +369,19 @@ def test_random_pairs_however_they_are_cut(tmp_path, seed):
 
 def test_write_is_all_or_nothing(tmp_path):
     path = tmp_path / "file"
-    write(path, lambda file: file.write(b"old"))
+    atomic_write(path, lambda file: file.write(b"old"))
 
     def breaks_off(file):
         file.write(b"half of the n")
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        write(path, breaks_off)
+        atomic_write(path, breaks_off)
     assert path.read_bytes() == b"old"
     with pytest.raises(KeyboardInterrupt):
-        write(tmp_path / "other", breaks_off)
+        atomic_write(tmp_path / "other", breaks_off)
     assert not (tmp_path / "other").exists()
-    write(path, lambda file: file.write(b"new"))  # what was left behind is no obstacle
+    atomic_write(path, lambda file: file.write(b"new"))  # what was left behind is no obstacle
     assert path.read_bytes() == b"new"
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
 

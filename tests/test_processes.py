@@ -12,12 +12,14 @@ import pytest
 import torch
 
 import losses
+from infra import sampling
 from infra import processes
 import rest
-from model import Config, Transformer, shift_right
+from infra.batches import pad
 from infra.pairs import Pairs
+from infra.trainer import Training, step
+from model import Config, Transformer, shift_right
 from reward import RewardModel
-from infra.trainer import Training, pad, step
 
 ROOT = Path(__file__).parent.parent
 
@@ -52,19 +54,19 @@ def work(file):
     torch.manual_seed(0)
     policy = Transformer(Config(12, 16, 2, 1, 1, 32, 0.0, 10)).eval()
     given = sources(37, 0)
-    drawn = rest.grow(policy, given, 3, (1, 2), 9, rows=12)
+    drawn = sampling.sample_outputs(policy, given, 3, (1, 2), 9, rows=12)
     scores = RewardModel.from_policy(policy).score([given[i] for i in drawn.source],
                                                    drawn.targets(), batch_tokens=64)
     logprobs = rest.logprobs_of(policy, given, drawn, batch_tokens=64)
     result = {**vars(drawn), "scores": scores, "under_policy": logprobs,
-              "gathered": np.array(processes.gather([10 * k for k in processes.share(range(7))])),
+              "gathered": np.array(processes.all_gather([10 * k for k in processes.shard(range(7))])),
               "gradient": gradient(policy.double(), given)}
-    other = [None] * processes.world()
-    if processes.world() > 1:
+    other = [None] * processes.world_size()
+    if processes.world_size() > 1:
         torch.distributed.all_gather_object(other, result)
         for theirs in other:
             assert all(np.array_equal(theirs[k], result[k], equal_nan=True) for k in result)
-    if processes.first():
+    if processes.is_main():
         np.savez(file, **result)
     processes.end()
 
@@ -160,15 +162,15 @@ def test_only_the_first_process_speaks_and_every_line_is_there_once(runs):
 
 def test_a_process_that_is_alone_shares_with_no_one():
     tensor = torch.ones(3)
-    processes.sum_up([tensor])
-    assert processes.world() == 1 and processes.first() and tensor.tolist() == [1, 1, 1]
-    assert processes.share([1, 2, 3]) == [1, 2, 3] == processes.gather([1, 2, 3])
-    assert processes.by_first(lambda: "made") == "made"
+    processes.all_reduce([tensor])
+    assert processes.world_size() == 1 and processes.is_main() and tensor.tolist() == [1, 1, 1]
+    assert processes.shard([1, 2, 3]) == [1, 2, 3] == processes.all_gather([1, 2, 3])
+    assert processes.on_main(lambda: "made") == "made"
 
 
 def test_tensors_are_summed_over_processes(tmp_path):
     program = ("import parallel, torch; processes.start(); a, b = torch.ones(2, 2), torch.zeros(3);"
-               "b += processes.rank(); processes.sum_up([a, b]); from pathlib import Path;"
+               "b += processes.rank(); processes.all_reduce([a, b]); from pathlib import Path;"
                f"Path({str(tmp_path)!r}, str(processes.rank())).write_text(f'{{a.sum()}} {{b[0]}}')")
     run_together(3, "-c", program)
     assert [(tmp_path / str(k)).read_text() for k in range(3)] == 3 * ["12.0 3.0"]

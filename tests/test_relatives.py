@@ -18,13 +18,13 @@ import rest
 import train_mt
 import train_toy
 from infra.relatives import METHODS
-from online import online
+from infra.cli import run_cli
 from infra.pairs import Pairs
-from rest import Settings
-from infra.run import guarded, parse
+from infra.settings import parse
+from infra.trainer import Training
+from rest import Settings, online
 from test_rest import BASE_HP, FakeRun, kept_by, oracle, some_policy, some_task, spy, weights
 from test_train_toy import TINY
-from infra.trainer import Training
 
 LINE = 0.85  # right and wrong, in the tests' own task
 FIELDS = {field.name: field for field in fields(Settings)}
@@ -233,7 +233,7 @@ def test_policy_gradient_is_online_and_never_clipped(bc, task, monkeypatch):
 def begun(tmp_path_factory):
     """A folder of the toy in which BC and the reward model are trained."""
     folder = tmp_path_factory.mktemp("methods") / "begun"
-    guarded(lambda: train_toy.main([*TINY, "--out", str(folder), "--stop-after", "evaluate-bc"]))
+    run_cli(lambda: train_toy.main([*TINY, "--out", str(folder), "--stop-after", "evaluate-bc"]))
     return folder
 
 
@@ -288,7 +288,7 @@ def test_a_run_of_a_method_is_resumed_with_its_name(begun, tmp_path, monkeypatch
     shutil.copytree(begun / "steps", folder / "steps")
 
     def main(*flags):
-        guarded(lambda: train_toy.main([*TINY, "--out", str(folder), "--no-ppo", "--best-of", "1",
+        run_cli(lambda: train_toy.main([*TINY, "--out", str(folder), "--no-ppo", "--best-of", "1",
                                         "--updates", "2", *flags]))
 
     main("--method", "raft", "--stop-after", "score-1")

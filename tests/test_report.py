@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 
 import rest
+from infra.errors import UserError
 from infra.pairs import Pairs
 from infra.report import COLUMNS, Report, best_of_n_table, chosen, label, look, over_runs, verdict
-from infra.run import Run, RunSettings, UserError
+from infra.run import Run
+from infra.settings import RunSettings
 
 ROW = {"name": "ReST", "loss": "bc", "grow": 1, "improve": 2, "reward": 0.7349, "oracle": 0.5,
        "entropy": 1.239, "kept_samples": 0.296, "kept_data": 1.0, "samples": 12345678,
@@ -33,16 +35,16 @@ def test_labels_are_the_papers(row, name):
 
 
 def test_the_verdict_on_an_example():
-    row, settings = ROW | {"threshold": 0.5}, SimpleNamespace(filter="quantile", ties=False)
+    row, settings = ROW | {"threshold": 0.5}, SimpleNamespace(filter="quantile", inclusive=False)
     assert verdict(0.6, row, settings) == "kept "
     assert verdict(0.5, row, settings) == verdict(0.4, row, settings) == "dropped "  # strictly >
     assert verdict(0.6, ROW | {"threshold": None}, settings) == ""  # BC, I = 0, PPO
     for name in ("percentile", "gamma", "top"):  # a line of its own for each source
-        assert verdict(0.6, row, SimpleNamespace(filter=name, ties=False)) == ""
+        assert verdict(0.6, row, SimpleNamespace(filter=name, inclusive=False)) == ""
 
 
 def test_the_verdict_with_ties():
-    row, settings = ROW | {"threshold": 0.5}, SimpleNamespace(filter="quantile", ties=True)
+    row, settings = ROW | {"threshold": 0.5}, SimpleNamespace(filter="quantile", inclusive=True)
     assert verdict(0.6, row, settings) == verdict(0.5, row, settings) == "kept "
     assert verdict(0.4, row, settings) == "dropped "
 
@@ -202,8 +204,8 @@ def test_look_at_the_improves_that_there_were(run, capsys):
 
 def test_look_with_every_switch_of_the_filter(run, capsys):
     save_grow(run, 1, REWARD)  # two of the seven are human: 0.8 and 0.5
-    for changes, kept, of_D in [(dict(human="whole"), 4, 100), (dict(), 3, 50),
-                                (dict(cap=1), 3, 50), (dict(thresholds=(0.5,), ties=True), 5, 100)]:
+    for changes, kept, of_D in [(dict(human_data="whole"), 4, 100), (dict(), 3, 50),
+                                (dict(max_per_source=1), 3, 50), (dict(thresholds=(0.5,), inclusive=True), 5, 100)]:
         look(run, replace(SETTINGS, **dict(grow=1, improve=(1,), thresholds=(0.6,)) | changes),
              str, str)
         line, = heads(capsys.readouterr().out)
@@ -214,7 +216,7 @@ def test_look_at_a_D_g_without_D(run, capsys):
     n = len(REWARD)
     Pairs.of(np.arange(n), n * [np.array([10, 2])], reward=REWARD).append_to(
         run.folder / "steps" / "score-1")
-    look(run, replace(SETTINGS, human="out"), str, str)
+    look(run, replace(SETTINGS, human_data="out"), str, str)
     out = capsys.readouterr().out
     assert "keeps 6 of 7 pairs, 0% of D" in out and " human " not in out
 

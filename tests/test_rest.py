@@ -18,16 +18,23 @@ import torch
 import losses
 import online
 import rest
+from infra import batches, measures
 from infra import trainer
-from filters import FILTERS, GLOBAL, THRESHOLDS, select
-from model import BOS, EOS, PAD, Config, Transformer, token_logprobs
-from infra.pairs import Pairs, size_of
-from rest import (Frozen, Settings, Task, collect, describe, distinct, evaluate, fingerprints,
-                  grow, improve, logprobs_of, score)
+from infra.batches import collate, pad
+from infra.checks import grow_stats
+from infra.errors import UserError
+from infra.measures import evaluate
+from infra.pairs import Pairs, first_of_equal, hash_outputs, score, size_of
+from infra.run import Run, Stopped
+from infra.sampling import logprobs_of, sample_outputs
+from infra.settings import RunSettings
+from infra.storage import Checkpoint
+from infra.trainer import Training
+from filters import GLOBAL, THRESHOLDS
+from losses import ReferenceModels
+from model import BOS, Config, EOS, PAD, Transformer, token_logprobs
+from rest import FILTERS, Settings, Task, improve, select
 from reward import ValueModel
-from infra.run import Run, RunSettings, Stopped
-from infra.storage import Checkpoint, UserError
-from infra.trainer import Training, pad
 
 WORDS, FILLER = 4, 11
 V, MAX_LEN = 12, 6  # ids 3-6 are source words, 7-10 their partners
@@ -260,7 +267,7 @@ def test_with_ties_what_equals_the_threshold_is_kept():
                               ("gamma", 0.75, best),  # between the two: 0.6875
                               ("threshold", 0.25, 4 * [True]), ("quantile", 0, 4 * [True]),
                               ("percentile", 0, 4 * [True])]:
-        assert list(FILTERS[name](source, reward, value, ties=True)) == kept, (name, value)
+        assert list(FILTERS[name](source, reward, value, inclusive=True)) == kept, (name, value)
 
 
 def test_ties_within_each_source():
@@ -269,9 +276,9 @@ def test_ties_within_each_source():
     best_of_each = [False, True, True, True, False]
     for name, value in (("percentile", 100), ("gamma", 1)):
         assert not FILTERS[name](source, reward, value).any()
-        assert list(FILTERS[name](source, reward, value, ties=True)) == best_of_each
+        assert list(FILTERS[name](source, reward, value, inclusive=True)) == best_of_each
     # of source 1 the median is 0.75 itself, of source 3 it lies between its two
-    assert list(FILTERS["percentile"](source, reward, 50, ties=True)) == best_of_each
+    assert list(FILTERS["percentile"](source, reward, 50, inclusive=True)) == best_of_each
     assert list(FILTERS["percentile"](source, reward, 50)) == [False, False, True, False, False]
 
 
@@ -298,9 +305,9 @@ def test_with_ties_of_equal_rewards_all_are_kept(level):
     for source in (np.zeros(7, int), np.arange(7), np.array([4, 4, 1, 1, 1, 0, 9])):
         reward = np.full(7, level, np.float32)
         for tau in np.linspace(0, 1, 21):
-            assert FILTERS["quantile"](source, reward, tau, ties=True).all()
-            assert FILTERS["percentile"](source, reward, 100 * tau, ties=True).all()
-            assert FILTERS["gamma"](source, reward, tau, ties=True).all(), tau
+            assert FILTERS["quantile"](source, reward, tau, inclusive=True).all()
+            assert FILTERS["percentile"](source, reward, 100 * tau, inclusive=True).all()
+            assert FILTERS["gamma"](source, reward, tau, inclusive=True).all(), tau
 
 
 def test_top_takes_the_earlier_of_equal_ones():
@@ -340,7 +347,7 @@ def test_select_takes_the_threshold_of_its_improve_and_the_last_serves_on():
 def test_select_with_ties(filter, value, strict, with_ties):
     """A percentile keeps even the pair that stands alone with its source."""
     for ties, n in ((False, strict), (True, with_ties)):
-        settings = Settings(filter=filter, thresholds=(value,), ties=ties)
+        settings = Settings(filter=filter, thresholds=(value,), inclusive=ties)
         assert select(rewards_of(0.25, 0.5, 0.5, 0.75), settings, 1)[0].sum() == n
 
 
@@ -353,12 +360,12 @@ def some_D_g():
 
 @pytest.mark.parametrize("changes, expected", [
     (dict(), [1, 2, 3, 4, 6, 8]),
-    (dict(cap=1), [1, 2, 6, 8]), (dict(cap=2), [1, 2, 3, 6, 8]),  # not the better 4
-    (dict(cap=3), [1, 2, 3, 4, 6, 8]), (dict(cap=99), [1, 2, 3, 4, 6, 8]),
-    (dict(human="whole"), [1, 2, 3, 4, 6, 7, 8]), (dict(human="whole", cap=1), [1, 2, 6, 7, 8]),
-    (dict(cap=1, thresholds=(0.85,)), [2, 4, 6]),  # the first of what is kept, not of all
+    (dict(max_per_source=1), [1, 2, 6, 8]), (dict(max_per_source=2), [1, 2, 3, 6, 8]),  # not the better 4
+    (dict(max_per_source=3), [1, 2, 3, 4, 6, 8]), (dict(max_per_source=99), [1, 2, 3, 4, 6, 8]),
+    (dict(human_data="whole"), [1, 2, 3, 4, 6, 7, 8]), (dict(human_data="whole", max_per_source=1), [1, 2, 6, 7, 8]),
+    (dict(max_per_source=1, thresholds=(0.85,)), [2, 4, 6]),  # the first of what is kept, not of all
     (dict(filter="top", thresholds=(2.0,)), [2, 4, 6, 8]),
-    (dict(filter="top", thresholds=(2.0,), human="whole"), [2, 4, 6, 7, 8])], ids=str)
+    (dict(filter="top", thresholds=(2.0,), human_data="whole"), [2, 4, 6, 7, 8])], ids=str)
 def test_cap_and_human_by_hand(changes, expected):
     settings = Settings(**dict(filter="threshold", thresholds=(0.5,)) | changes)
     kept, _ = select(some_D_g(), settings, 1)
@@ -373,7 +380,7 @@ def test_cap_keeps_the_first_of_each_source_against_a_loop(cap):
     D_g.human[:] = np.random.default_rng(0).random(len(source)) < 0.3
     for human in ("filtered", "whole"):
         settings = Settings(filter="threshold", thresholds=(0.4,), human=human)
-        free, capped = (select(D_g, replace(settings, cap=c), 1)[0] for c in (0, cap))
+        free, capped = (select(D_g, replace(settings, max_per_source=c), 1)[0] for c in (0, cap))
         count, expected = {}, free.copy()
         for i in np.flatnonzero(free & ~D_g.human):
             count[source[i]] = count.get(source[i], 0) + 1
@@ -388,7 +395,7 @@ def test_the_line_of_a_quantile_is_drawn_through_all_of_D_g():
     """With the human pairs that are kept whole, whose rewards move it; without those left out."""
     settings = Settings(filter="quantile", thresholds=(0.5,))
     assert select(some_D_g(), settings, 1)[1] == pytest.approx(0.7)
-    assert select(some_D_g(), replace(settings, human="whole"), 1)[1] == pytest.approx(0.7)
+    assert select(some_D_g(), replace(settings, human_data="whole"), 1)[1] == pytest.approx(0.7)
     assert select(some_D_g().select(np.arange(6)), settings, 1)[1] == pytest.approx(0.7)
     assert select(some_D_g().select(np.arange(5)), settings, 1)[1] == pytest.approx(0.8)
 
@@ -427,7 +434,7 @@ def test_improves_of_each_grow(changes, expected):
 @pytest.mark.parametrize("changes, said", [
     (dict(temperature=(0.8, -1.0)), "--temperature -1.0"),
     (dict(temperature=(float("nan"),)), "nan"), (dict(grow=-1), "--grow -1"),
-    (dict(cap=-1), "--cap"), (dict(ppo_rows=0), "--ppo-rows"),
+    (dict(max_per_source=-1), "--max-per-source"), (dict(ppo_rows=0), "--ppo-rows"),
     (dict(bvmpo_epsilon=0.0), "--bvmpo-epsilon"),
     (dict(top_p=0.0), "--top-p"), (dict(top_p=1.5), "at most 1"), (dict(seed=-1), "--seed -1"),
     (dict(improve=(4, -1)), "--improve -1"), (dict(evaluate_every=0), "--evaluate-every 0"),
@@ -444,7 +451,7 @@ def test_settings_out_of_range_are_refused_by_name(changes, said):
 
 def test_grow_draws_n_outputs_of_each_source_in_order():
     policy, sources = some_policy(), some_sources(20, 0)
-    pairs = grow(policy, sources, 3, (1,), MAX_LEN, rows=12)
+    pairs = sample_outputs(policy, sources, 3, (1,), MAX_LEN, rows=12)
     assert list(pairs.source) == [i for i in range(20) for _ in range(3)]
     assert pairs.source.dtype == np.int32 and pairs.tokens.dtype == np.int32
     assert np.isnan(pairs.reward).all() and not pairs.human.any()
@@ -457,22 +464,22 @@ def test_grow_draws_n_outputs_of_each_source_in_order():
 
 def test_grow_is_decided_by_its_seed():
     policy, sources = some_policy(), some_sources(20, 0)
-    pairs = grow(policy, sources, 3, (1, 2), MAX_LEN, rows=12)
+    pairs = sample_outputs(policy, sources, 3, (1, 2), MAX_LEN, rows=12)
     torch.manual_seed(9)
     np.random.seed(9)
     state = torch.get_rng_state()
-    assert same(grow(policy, sources, 3, (1, 2), MAX_LEN, rows=12), pairs)
+    assert same(sample_outputs(policy, sources, 3, (1, 2), MAX_LEN, rows=12), pairs)
     assert torch.equal(torch.get_rng_state(), state)
     for seed in ((1, 3), (2, 2), (2, 1)):  # another Grow, another run
-        other = grow(policy, sources, 3, seed, MAX_LEN, rows=12)
+        other = sample_outputs(policy, sources, 3, seed, MAX_LEN, rows=12)
         assert [list(y) for y in other.targets()] != [list(y) for y in pairs.targets()]
-        assert len(distinct(Pairs.join([pairs, other]))) > len(distinct(pairs))
+        assert len(first_of_equal(Pairs.join([pairs, other]))) > len(first_of_equal(pairs))
 
 
 def test_samples_of_different_batches_are_drawn_independently():
     """The same source, in batch after batch: not the same samples."""
     policy, x = some_policy(), some_sources(1, 0)[0]
-    pairs = grow(policy, 8 * [x], 4, (1,), MAX_LEN, rows=4)
+    pairs = sample_outputs(policy, 8 * [x], 4, (1,), MAX_LEN, rows=4)
     rows = [tuple(map(tuple, pairs.targets(range(4 * i, 4 * i + 4)))) for i in range(8)]
     assert len(set(rows)) == 8
 
@@ -480,10 +487,10 @@ def test_samples_of_different_batches_are_drawn_independently():
 def test_a_part_of_a_grow_can_be_drawn_again():
     """The first batches of the whole, alone, are the same samples."""
     policy, sources = some_policy(), some_sources(30, 0)
-    whole = grow(policy, sources, 3, (1,), MAX_LEN, rows=12)  # batches of 4 sources
+    whole = sample_outputs(policy, sources, 3, (1,), MAX_LEN, rows=12)  # batches of 4 sources
     order = np.argsort([len(x) for x in sources], kind="stable")
     part = np.sort(order[:8])
-    again = grow(policy, [sources[i] for i in part], 3, (1,), MAX_LEN, rows=12)
+    again = sample_outputs(policy, [sources[i] for i in part], 3, (1,), MAX_LEN, rows=12)
     assert same(replace(again, source=part[again.source].astype(np.int32)),
                 whole.select(np.isin(whole.source, part)))
 
@@ -497,9 +504,9 @@ def test_a_compiled_grow_draws_the_same_samples(n):
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     policy, sources = some_policy(max_len=24).double(), some_sources(21, 0)  # one in the last batch
-    found = grow(policy, sources, n, (1,), 24, rows=12, compile=True)
+    found = sample_outputs(policy, sources, n, (1,), 24, rows=12, compile=True)
     assert torch._dynamo.utils.counters["frames"]["ok"] > 0
-    expected = grow(policy, sources, n, (1,), 24, rows=12)
+    expected = sample_outputs(policy, sources, n, (1,), 24, rows=12)
     assert expected.lengths.max() > 16  # the cache grew
     np.testing.assert_allclose(found.logprobs, expected.logprobs, atol=1e-6)
     assert same(replace(found, logprobs=expected.logprobs), expected)
@@ -507,7 +514,7 @@ def test_a_compiled_grow_draws_the_same_samples(n):
 
 def test_grow_in_bfloat16_is_grow_but_for_rounding():
     policy, sources = some_policy(), some_sources(20, 0)
-    found = grow(policy, sources, 3, (1,), MAX_LEN, precision="bfloat16")
+    found = sample_outputs(policy, sources, 3, (1,), MAX_LEN, precision="bfloat16")
     own = rest.logprobs_of(policy, sources, found)
     assert 0 < np.abs(found.logprobs - own).max() < 0.1
     assert all(p.dtype == torch.float32 for p in policy.parameters())
@@ -515,19 +522,19 @@ def test_grow_in_bfloat16_is_grow_but_for_rounding():
 
 def test_the_temperature_and_the_truncation_reach_the_sampler():
     policy, sources = some_policy(), some_sources(20, 0)
-    plain = grow(policy, sources, 8, (1,), MAX_LEN)
+    plain = sample_outputs(policy, sources, 8, (1,), MAX_LEN)
     entropy = {}
     for name, how in {"cold": {"temperature": 0.3}, "top_k": {"top_k": 2},
                       "top_p": {"top_p": 0.3}}.items():
-        entropy[name] = -grow(policy, sources, 8, (1,), MAX_LEN, **how).logprobs.mean()
+        entropy[name] = -sample_outputs(policy, sources, 8, (1,), MAX_LEN, **how).logprobs.mean()
     assert max(entropy.values()) < -plain.logprobs.mean() - 0.05
-    assert grow(policy, sources, 8, (1,), 2).lengths.max() == 2
+    assert sample_outputs(policy, sources, 8, (1,), 2).lengths.max() == 2
 
 
 def test_log_probabilities_are_the_policys_own():
     """At temperature 1 whatever the temperature: one by one, and by logprobs_of."""
     policy, sources = some_policy(), some_sources(15, 0)
-    pairs = grow(policy, sources, 3, (1,), MAX_LEN, temperature=0.7, rows=12)
+    pairs = sample_outputs(policy, sources, 3, (1,), MAX_LEN, temperature=0.7, rows=12)
     with torch.no_grad():
         alone = [token_logprobs(policy, pad([sources[i]]), pad([y]))[0].numpy()
                  for i, y in zip(pairs.source, pairs.targets())]
@@ -541,7 +548,7 @@ def test_log_probabilities_are_the_policys_own():
 
 def test_temperature_0_is_greedy():
     policy, sources = some_policy(), some_sources(10, 0)
-    pairs = grow(policy, sources, 1, (0,), MAX_LEN, temperature=0)
+    pairs = sample_outputs(policy, sources, 1, (0,), MAX_LEN, temperature=0)
     for x, y in zip(sources, pairs.targets()):
         tokens = []
         while len(tokens) < MAX_LEN and tokens[-1:] != [EOS]:
@@ -581,38 +588,38 @@ def test_distinct_against_a_set(seed, longest, words):
         key = (int(x), *y.tolist())
         expected.append(key not in seen)
         seen.add(key)
-    np.testing.assert_array_equal(distinct(pairs), expected)
-    assert len(np.unique(fingerprints(pairs))) == len(seen)
+    np.testing.assert_array_equal(first_of_equal(pairs), expected)
+    assert len(np.unique(hash_outputs(pairs))) == len(seen)
 
 
 def test_fingerprints_are_of_source_and_target_alone():
     """The same in any company, whose longest target may be another: Grows are counted together."""
     pairs = random_pairs(200, 0, longest=5)
     long = Pairs.of([0], [list(range(3, 80))])
-    joined = fingerprints(Pairs.join([long, pairs]))
-    np.testing.assert_array_equal(joined[1:], fingerprints(pairs))
+    joined = hash_outputs(Pairs.join([long, pairs]))
+    np.testing.assert_array_equal(joined[1:], hash_outputs(pairs))
     a = Pairs.of([0, 1, 0, 0, 0, 0, 0], [[3, 4], [3, 4], [4, 3], [3], [3, 4, 4], [], [4]])
-    assert len(np.unique(fingerprints(a))) == 7
+    assert len(np.unique(hash_outputs(a))) == 7
     scored = replace(a, reward=np.ones(7, np.float32), human=np.ones(7, bool))
-    np.testing.assert_array_equal(fingerprints(scored), fingerprints(a))
+    np.testing.assert_array_equal(hash_outputs(scored), hash_outputs(a))
 
 
 def test_fingerprints_are_made_part_by_part(monkeypatch):
     pairs = Pairs.join([random_pairs(300, 0), Pairs.of([1, 2], [[], range(3, 40)])])
-    whole = fingerprints(pairs)
+    whole = hash_outputs(pairs)
     for size in (1, 7, 301, 302):
         small_parts(monkeypatch, size)
-        np.testing.assert_array_equal(fingerprints(pairs), whole)
+        np.testing.assert_array_equal(hash_outputs(pairs), whole)
 
 
 def test_distinct_of_several_pools_is_that_of_all_their_pairs(monkeypatch):
     pools = [random_pairs(300, 0, 2), Pairs.of([1], [range(3, 40)]), random_pairs(200, 1, 4)]
-    whole = distinct(Pairs.join(pools))
+    whole = first_of_equal(Pairs.join(pools))
     assert not whole[:300].all() and whole[300] and 0 < whole[301:].sum() < 200
-    assert whole[301:].sum() < distinct(pools[2]).sum()  # some were in the first pool
+    assert whole[301:].sum() < first_of_equal(pools[2]).sum()  # some were in the first pool
     for size in (1, 7, 10**6):
         small_parts(monkeypatch, size)
-        np.testing.assert_array_equal(distinct(*pools), whole)
+        np.testing.assert_array_equal(first_of_equal(*pools), whole)
 
 
 def test_describe_against_loops():
@@ -621,17 +628,17 @@ def test_describe_against_loops():
                      [0.1, 0.2, 0.3, 0.4, 0.5])
     data = Pairs.of([0, 1], [[7, 7], [8, 8]], reward=[0.8, 1.0], human=True)
     for pairs in (Pairs.join([drawn, data]), Pairs.join([data, drawn])):
-        assert describe(pairs, drawn, 4.0) == pytest.approx({
+        assert grow_stats(pairs, drawn, 4.0) == pytest.approx({
             "reward_samples": 0.3, "reward_data": 0.9, "truncated": 1 / 5, "distinct": 4 / 5,
             "entropy": 20 / 10, "tokens_per_second": 10 / 4})
-    assert describe(drawn, drawn, 4.0) == describe(pairs, drawn, 4.0) | {"reward_data": None}
+    assert grow_stats(drawn, drawn, 4.0) == grow_stats(pairs, drawn, 4.0) | {"reward_data": None}
 
 
 def test_seeds_differ_by_each_of_their_numbers():
-    seeds = {rest.seed_of(*numbers) for numbers in itertools.product(range(6), repeat=3)}
+    seeds = {batches.seed_of(*numbers) for numbers in itertools.product(range(6), repeat=3)}
     assert len(seeds) == 6**3
     assert all(0 <= seed < 2**63 for seed in seeds)
-    assert rest.seed_of(5, 1, 2) == rest.seed_of(5, 1, 2)
+    assert batches.seed_of(5, 1, 2) == batches.seed_of(5, 1, 2)
 
 
 # -------------------------------------------------------------------------------------- Improve
@@ -641,8 +648,8 @@ def test_collect_pads_what_the_losses_see():
     sources = [np.array([3, EOS]), np.array([4, 5, 6, EOS])]
     pairs = Pairs.of([1, 0, 1], [[7, EOS], [8, 9, EOS], [EOS]],
                      [[-1, -2], [-3, -4, -5], [-6]], [0.1, 0.2, 0.3])
-    batch = collect(pairs, sources, np.array([2, 1, 0]), "cpu")
-    assert batch.src.tolist() == [[4, 5, 6, EOS], [3, EOS, PAD, PAD], [4, 5, 6, EOS]]
+    batch = collate(pairs, sources, np.array([2, 1, 0]), "cpu")
+    assert batch.source.tolist() == [[4, 5, 6, EOS], [3, EOS, PAD, PAD], [4, 5, 6, EOS]]
     assert batch.tokens.tolist() == [[EOS, PAD, PAD], [8, 9, EOS], [7, EOS, PAD]]
     assert batch.mask.tolist() == [[1, 0, 0], [1, 1, 1], [1, 1, 0]]
     assert batch.old_logprobs.tolist() == [[-6, 0, 0], [-3, -4, -5], [-1, -2, 0]]
@@ -652,11 +659,11 @@ def test_collect_pads_what_the_losses_see():
 def frozen_networks(bc):
     with torch.random.fork_rng():
         torch.manual_seed(1)
-        return Frozen(bc=bc, behaviour=some_policy(3), value=ValueModel.from_policy(bc).eval())
+        return ReferenceModels(bc=bc, behaviour=some_policy(3), value=ValueModel.from_policy(bc).eval())
 
 
 def grown(bc, task, n=4):
-    return score(Pairs.join([grow(bc, task.sources, n, (1,), MAX_LEN), task.data]), task.sources,
+    return score(Pairs.join([sample_outputs(bc, task.sources, n, (1,), MAX_LEN), task.data]), task.sources,
                  task.reward)
 
 
@@ -724,7 +731,7 @@ def test_improve_accumulates_exactly(loss, bc, task):
                 optimizer=torch.optim.SGD(policy.parameters(), 1.0))
         return weights(bc) - weights(policy)
 
-    whole, k = gradient(10**6, 1), len(trainer.by_length(lengths, 60))
+    whole, k = gradient(10**6, 1), len(batches.bucket_by_length(lengths, 60))
     assert k > 2
     assert whole.norm() > 1e-3
     assert (gradient(60, k) - whole).norm() < 1e-4 * whole.norm()
@@ -758,7 +765,7 @@ def test_filtered_behaviour_cloning_raises_the_reward(bc, task):
     kept = D_g.select(FILTERS["threshold"](D_g.source, D_g.reward, 0.5))
     assert 0.05 < len(kept) / len(D_g) < 0.6 and (kept.reward == 1).all()
     improve(policy, kept, task.sources, SETTINGS, SETTINGS.training(updates=60), 0)
-    values = [rest.mean_reward(p, task, SETTINGS)
+    values = [measures.mean_reward(p, task, SETTINGS)
               for p in (bc, policy)]
     assert 0.3 < values[0] < 0.8 and values[1] > values[0] + 0.15
 
@@ -766,7 +773,7 @@ def test_filtered_behaviour_cloning_raises_the_reward(bc, task):
 def test_advantages_have_the_right_sign(bc, task):
     """OAC and PPO raise the reward from all samples; with rewards turned around, they sink it."""
     def value_after(loss, sign):
-        policy, D_g = copy.deepcopy(bc), grow(bc, task.sources, 6, (1,), MAX_LEN)
+        policy, D_g = copy.deepcopy(bc), sample_outputs(bc, task.sources, 6, (1,), MAX_LEN)
         D_g = score(D_g, task.sources, oracle)
         if loss == "ppo":
             D_g.reward[:] = sign * (D_g.reward - D_g.reward.mean())
@@ -777,9 +784,9 @@ def test_advantages_have_the_right_sign(bc, task):
             frozen.value.head.weight.zero_()
         hp = SETTINGS.training(updates=25, lr=2e-3, dropout=False)
         improve(policy, D_g, task.sources, replace(SETTINGS, ppo_kl=0.0), hp, 0, loss, frozen)
-        return rest.mean_reward(policy, task, SETTINGS)
+        return measures.mean_reward(policy, task, SETTINGS)
 
-    before = rest.mean_reward(bc, task, SETTINGS)
+    before = measures.mean_reward(bc, task, SETTINGS)
     for loss in ("oac", "ppo"):
         assert value_after(loss, 1) > before + 0.03, loss
         assert value_after(loss, -1) < before - 0.03, loss
@@ -797,7 +804,7 @@ def test_the_kl_is_to_the_right_anchor(loss, anchor, bc, task, monkeypatch):
     monkeypatch.setattr(losses, "kl_divergence", spied)
     policy, pairs = some_policy(7), D_g.select([5])
     hp = SETTINGS.training(updates=1, dropout=False)
-    batch = collect(pairs, task.sources, np.array([0]), "cpu")
+    batch = collate(pairs, task.sources, np.array([0]), "cpu")
     own = rest.logits_of(policy, batch)
     improve(policy, pairs, task.sources, SETTINGS, hp, 0, loss, frozen)
     (mine, theirs), = [pair if loss == "ppo" else pair[::-1] for pair in seen]
@@ -822,12 +829,12 @@ def test_the_epsilon_of_bvmpo_reaches_the_loss(epsilon, bc, task, monkeypatch):
 
 
 def test_ppo_goes_back_to_its_anchor_where_nothing_is_to_be_gained(bc, task):
-    policy, pairs = some_policy(7), grow(bc, task.sources, 2, (1,), MAX_LEN)
+    policy, pairs = some_policy(7), sample_outputs(bc, task.sources, 2, (1,), MAX_LEN)
     pairs = replace(pairs, logprobs=logprobs_of(policy, task.sources, pairs))
     pairs.reward[:] = 0.0
     before = (pairs.logprobs - logprobs_of(bc, task.sources, pairs)).mean()
     hp = SETTINGS.training(updates=40, lr=3e-3)
-    improve(policy, pairs, task.sources, replace(SETTINGS, ppo_kl=1.0), hp, 0, "ppo", Frozen(bc=bc))
+    improve(policy, pairs, task.sources, replace(SETTINGS, ppo_kl=1.0), hp, 0, "ppo", ReferenceModels(bc=bc))
     after = (logprobs_of(policy, task.sources, pairs)
              - logprobs_of(bc, task.sources, pairs)).mean()
     assert before < -0.5 and abs(after) < 0.7 * abs(before)
@@ -838,11 +845,11 @@ def test_ppo_goes_back_to_its_anchor_where_nothing_is_to_be_gained(bc, task):
 
 def test_mean_reward_is_of_the_same_random_numbers_each_time(bc, task, monkeypatch):
     calls = spy(monkeypatch, "grow")
-    first = rest.mean_reward(bc, task, SETTINGS)
-    assert rest.mean_reward(bc, task, SETTINGS) == first
-    rest.mean_reward(some_policy(), task, SETTINGS)
+    first = measures.mean_reward(bc, task, SETTINGS)
+    assert measures.mean_reward(bc, task, SETTINGS) == first
+    measures.mean_reward(some_policy(), task, SETTINGS)
     assert len({call["args"][3] for call in calls}) == 1
-    drawn = grow(bc, task.eval_sources, 1, calls[0]["args"][3], MAX_LEN, rows=SETTINGS.rows)
+    drawn = sample_outputs(bc, task.eval_sources, 1, calls[0]["args"][3], MAX_LEN, rows=SETTINGS.rows)
     assert first == pytest.approx(oracle(task.eval_sources, drawn.targets()).mean())
 
 
@@ -867,7 +874,7 @@ def test_the_settings_of_decoding_reach_every_draw(bc, task, monkeypatch):
         fast if function is Transformer.step else function))
     calls = spy(monkeypatch, "sample", before=lambda args: torch.is_autocast_enabled("cpu"))
     chosen = np.arange(16)
-    for draw in (lambda: rest.mean_reward(bc, task, settings),
+    for draw in (lambda: measures.mean_reward(bc, task, settings),
                  lambda: evaluate(bc, bc, replace(task, metrics=lambda *args: {}), settings),
                  lambda: list(rest.best_of_n(bc, task, settings, (1, 2))),
                  lambda: rest.draws(bc, task, settings, 1, FakeRun())[0](),
@@ -902,7 +909,7 @@ def test_evaluate(bc, task, monkeypatch):
     asked = [(call["args"][3], call["kwargs"].get("temperature", 1.0)) for call in calls]
     assert asked[:2] == asked[2:4] == asked[4:]  # for every policy the same random numbers
     assert [temperature for _, temperature in asked[:2]] == [1.0, 0]
-    assert same(greedy, score(grow(other, task.test_sources, 1, (9,), MAX_LEN, temperature=0),
+    assert same(greedy, score(sample_outputs(other, task.test_sources, 1, (9,), MAX_LEN, temperature=0),
                               task.test_sources, oracle))
 
 
@@ -923,7 +930,7 @@ def test_best_of_n(bc, task, monkeypatch):
 
 
 def test_the_row_of_bc(bc, task):
-    row = rest.bc_row(bc, task, SETTINGS, FakeRun())
+    row = measures.bc_row(bc, task, SETTINGS, FakeRun())
     assert set(row) == BC_ROW
     assert (row["name"], row["loss"], row["grow"], row["improve"]) == ("BC", "bc", 0, 0)
     assert (row["samples"], row["distinct_samples"], row["kept_data"]) == (0, 0, 1.0)
@@ -1146,7 +1153,7 @@ def test_where_each_improve_starts(start, bc, task, monkeypatch):
     calls = spy(monkeypatch, "improve", lambda args: weights(args[0]))
     grows = spy(monkeypatch, "grow", lambda args: weights(args[0]))
     yielded = [(row, weights(policy)) for row, policy, _ in
-               small_rest(bc, task, start=start, grow=2, improve=(2, 1), stop="last")]
+               small_rest(bc, task, start=start, grow=2, improve=(2, 1), checkpoint="last")]
     assert len(calls) == len(yielded) == 4
     for call, (row, after) in zip(calls, yielded):
         assert torch.equal(call["before"], begin) and not torch.equal(after, begin)
@@ -1165,7 +1172,7 @@ def test_where_each_improve_starts(start, bc, task, monkeypatch):
 @pytest.mark.parametrize("start", ["previous", "bc", "base"])
 def test_with_nothing_kept_the_previous_policy_stays(start, bc, task):
     (_, before, _), (row, after, _) = small_rest(bc, with_base(task), thresholds=(1.0,),
-                                                 stop="last", start=start)
+                                                 checkpoint="last", start=start)
     assert row["kept_samples"] == row["tokens_trained"] == 0
     assert torch.equal(weights(after), weights(before))
     assert not torch.equal(weights(after), weights(bc))
@@ -1189,7 +1196,7 @@ def test_an_improve_can_end_with_its_last_update(bc, task, monkeypatch):
     assert n == 0 and row["updates"] == SMALL.updates
     alone = copy.deepcopy(bc)
     improve(alone, D_g, task.sources, SMALL, SMALL.training(lr=0.8 * SMALL.lr),
-            rest.seed_of(SMALL.seed, 1, 1))
+            batches.seed_of(SMALL.seed, 1, 1))
     assert torch.equal(weights(policy), weights(alone))
     assert not torch.equal(weights(policy), weights(bc))
 
@@ -1245,14 +1252,14 @@ def test_a_grow_of_some_sources(bc, task):
     assert len(set(drawn.source)) == 20 and len(drawn) == 40 == row["samples"]
     assert D_g.human.sum() == len(task.data)
     np.testing.assert_allclose(logprobs_of(bc, task.sources, drawn), drawn.logprobs, atol=1e-5)
-    chosen = [set(rest.some_sources(task, replace(SMALL, grow_sources=20), g)) for g in (1, 2)]
+    chosen = [set(rest.choose_sources(task, replace(SMALL, grow_sources=20), g)) for g in (1, 2)]
     assert chosen[0] == set(drawn.source) and chosen[0] != chosen[1]
-    assert list(rest.some_sources(task, replace(SMALL, grow_sources=10**6), 1)) == list(range(60))
+    assert list(rest.choose_sources(task, replace(SMALL, grow_sources=10**6), 1)) == list(range(60))
 
 
 def test_a_small_Grow_is_drawn_at_once(bc, task):
     draw, = rest.draws(bc, task, replace(SETTINGS, temperature=(0.8,)), 2, FakeRun())
-    assert same(draw(), grow(bc, task.sources, 6, (SETTINGS.seed, 2, 0, 0), MAX_LEN, 0.8, rows=64))
+    assert same(draw(), sample_outputs(bc, task.sources, 6, (SETTINGS.seed, 2, 0, 0), MAX_LEN, 0.8, rows=64))
 
 
 @pytest.mark.parametrize("temperatures, samples, shares", [
@@ -1266,7 +1273,7 @@ def test_temperatures_share_the_samples(temperatures, samples, shares, bc, task,
     assert [(call["args"][2], call["args"][5]) for call in calls] == list(
         zip(shares, temperatures))
     assert sum(shares) == samples and len({call["args"][3] for call in calls}) == len(shares)
-    chosen = rest.some_sources(task, settings, 1)
+    chosen = rest.choose_sources(task, settings, 1)
     assert list(np.unique(drawn.source)) == list(chosen) and len(drawn) == 20 * samples
     assert (np.bincount(drawn.source)[chosen] == samples).all()
     n = 20 * shares[0]
@@ -1285,7 +1292,7 @@ def test_a_Grow_in_parts_is_of_the_same_sources_in_the_same_order(size, bc, task
     parts = [draw() for draw in rest.draws(bc, task, settings, 1, FakeRun())]
     assert len(parts) == sum(-(-20 // max(1, size // n)) for n in (3, 2))
     assert max(map(len, parts)) <= max(size, 3)  # the outputs of a source stay together
-    drawn, chosen = Pairs.join(parts), rest.some_sources(task, settings, 1)
+    drawn, chosen = Pairs.join(parts), rest.choose_sources(task, settings, 1)
     assert list(drawn.source) == [*np.repeat(chosen, 3), *np.repeat(chosen, 2)]
     np.testing.assert_array_equal(drawn.source, whole.source)
     assert drawn.source.dtype == np.int32 and np.isnan(drawn.reward).all()
@@ -1317,7 +1324,7 @@ def test_D_g_scored_in_parts_is_D_g_scored_at_once(size, once, human, bc, task, 
         return oracle(sources, outputs)
 
     samples = Pairs.join(pool)
-    samples = samples.select(distinct(samples)) if once else samples
+    samples = samples.select(first_of_equal(samples)) if once else samples
     expected = score(Pairs.join([samples, *([task.data] if human != "out" else [])]), task.sources,
                      oracle)
     small_parts(monkeypatch, size)
@@ -1374,8 +1381,8 @@ def test_what_becomes_of_D(human, bc, task):
 
 def test_a_cap_and_ties_reach_the_improve(bc, task, monkeypatch):
     calls = spy(monkeypatch, "improve")
-    for changes, n in [(dict(cap=1), 1), (dict(cap=2), 2), (dict(cap=0), 6)]:
-        small_rest(bc, task, unfiltered=False, samples=6, human="out", ties=True,
+    for changes, n in [(dict(max_per_source=1), 1), (dict(max_per_source=2), 2), (dict(max_per_source=0), 6)]:
+        small_rest(bc, task, unfiltered=False, samples=6, human_data="out", inclusive=True,
                    thresholds=(0.5,), **changes)
         kept = kept_by(calls[-1])
         assert set(kept.reward) == {0.5, 1.0} and np.bincount(kept.source).max() == n
@@ -1413,7 +1420,7 @@ def test_a_new_reward_for_each_further_grow(bc, task):
 def test_an_improve_looks_at_the_new_reward(bc, task, monkeypatch):
     looks = spy(monkeypatch, "mean_reward")
     new = replace(task, refresh=lambda policy, g: lambda sources, outputs: np.ones(len(outputs)))
-    small_rest(bc, new, grow=2, human="out")
+    small_rest(bc, new, grow=2, human_data="out")
     values = [call["result"] for call in looks]
     assert len(values) == 6 and max(values[:4]) < 1 and values[4:] == [1, 1]
 
@@ -1421,7 +1428,7 @@ def test_an_improve_looks_at_the_new_reward(bc, task, monkeypatch):
 def test_equal_outputs_can_be_kept_only_once(bc, task):
     _, (row, _, D_g) = small_rest(bc, task, samples=16, distinct=True)
     drawn = D_g.select(~D_g.human)
-    assert distinct(drawn).all() and len(drawn) == row["distinct_samples"] < 960
+    assert first_of_equal(drawn).all() and len(drawn) == row["distinct_samples"] < 960
     plain = small_rest(bc, task, samples=16)[1][0]
     assert plain["distinct_samples"] == row["distinct_samples"]
     assert plain["samples"] == row["samples"] == 960  # what was drawn, and so what it cost
@@ -1482,7 +1489,7 @@ def test_a_run_in_parts_that_is_killed_goes_on_with_the_next_part(bc, task, tmp_
 
 def online_end(bc, task, settings, run=None):
     """The last (row, policy) of the baseline."""
-    return list(online.online(bc, task, settings, run or FakeRun()))[-1]
+    return list(rest.online(bc, task, settings, run or FakeRun()))[-1]
 
 
 def test_online(bc, task, monkeypatch):
@@ -1571,11 +1578,11 @@ def untimed(row, *also):
 
 def test_rows_along_the_way_change_nothing(bc, task):
     """What each row has of its own adds up; the rest has been counted from the start."""
-    whole, = [(row, weights(policy)) for row, policy in online.online(bc, task, LONG_WAY,
+    whole, = [(row, weights(policy)) for row, policy in rest.online(bc, task, LONG_WAY,
                                                                       FakeRun())]
     for n, rounds in [(3, [2, 4, 6]), (4, [2, 4, 5, 6]), (99, [1, 2, 3, 4, 5, 6])]:
         run = FakeRun()
-        parts = [(row, weights(policy)) for row, policy in online.online(
+        parts = [(row, weights(policy)) for row, policy in rest.online(
             bc, task, replace(LONG_WAY, ppo_rows=n), run)]
         rows = [row for row, _ in parts]
         assert run.steps == [f"ppo-{k + 1}" for k in range(len(rounds))]
@@ -1594,7 +1601,7 @@ def test_rows_along_the_way_change_nothing(bc, task):
 
 
 def test_a_row_of_the_baseline_describes_the_policy_beside_it(bc, task):
-    for row, policy in online.online(bc, task, replace(LONG_WAY, ppo_rows=3), FakeRun()):
+    for row, policy in rest.online(bc, task, replace(LONG_WAY, ppo_rows=3), FakeRun()):
         seen = evaluate(policy, bc, task, LONG_WAY)
         assert {key: row[key] for key in seen} == seen and row["kl_to_bc"] != 0
 
@@ -1604,7 +1611,7 @@ def test_what_the_baseline_drew_and_trained_on_is_counted(updates, bc, task, mon
     """With many updates the last of a round begin its samples again: trained on twice."""
     grows, improves = spy(monkeypatch, "grow"), spy(monkeypatch, "improve")
     begun = 0
-    for row, _ in online.online(bc, task, replace(LONG_WAY, ppo_rows=3, ppo_updates=updates),
+    for row, _ in rest.online(bc, task, replace(LONG_WAY, ppo_rows=3, ppo_updates=updates),
                                 FakeRun()):
         drawn = [call["result"] for call in grows if call["args"][2] == LONG_WAY.ppo_group]
         assert row["tokens_drawn"] == sum(len(pairs.tokens) for pairs in drawn)
@@ -1622,7 +1629,7 @@ def test_the_baseline_goes_on_after_its_last_finished_part(how, bc, task, tmp_pa
     settings = replace(LONG_WAY, ppo_rows=3)
 
     def went(reward, run):
-        return [(untimed(row), weights(policy)) for row, policy in online.online(
+        return [(untimed(row), weights(policy)) for row, policy in rest.online(
             bc, replace(task, reward=reward), settings, run)]
 
     whole = went(oracle, FakeRun())

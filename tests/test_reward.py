@@ -7,11 +7,13 @@ import pytest
 import torch
 
 import reward as rm
-from model import EOS, PAD, Config, Transformer, token_logprobs
-from infra.pairs import Pairs
-from reward import (RewardModel, ValueModel, check_rewards, judge, kendall, preference_pairs,
-                    ranks, reference_above)
-from infra.trainer import Training, pad
+from infra import reward_metrics
+from infra.batches import pad
+from infra.pairs import Pairs, check_rewards
+from infra.reward_metrics import evaluate_reward_model, kendall, ranks, reference_above
+from infra.trainer import Training
+from model import Config, EOS, PAD, Transformer, token_logprobs
+from reward import RewardModel, ValueModel, preference_pairs
 
 V, MAX_LEN = 11, 12
 
@@ -37,7 +39,7 @@ def texts(n, seed=0, shortest=0, longest=8):
     return [np.append(rng.integers(3, V, n - 1), EOS) if n else np.zeros(0, int) for n in lengths]
 
 
-# ------------------------------------------------------------------------------ measures of judge
+# ------------------------------------------------------------------------------ measures of evaluate_reward_model
 
 
 def test_ranks_share_ties():
@@ -98,13 +100,13 @@ def made_up(scores, sources, references=(), reference_scores=()):
 
 def test_judge_of_a_perfect_reward_and_a_reversed_one():
     sources, rated = rated_texts()
-    perfect = judge(made_up(rated.reward, sources), sources, rated)
+    perfect = evaluate_reward_model(made_up(rated.reward, sources), sources, rated)
     assert set(perfect) == {"pearson", "spearman", "kendall", "pairs within a source"}
     for value in perfect.values():
         assert value == pytest.approx(1)
-    other_shape = judge(made_up(rated.reward**5, sources), sources, rated)
+    other_shape = evaluate_reward_model(made_up(rated.reward**5, sources), sources, rated)
     assert other_shape["pearson"] < 0.95 and other_shape["spearman"] == pytest.approx(1)
-    reverse = judge(made_up(1 - rated.reward, sources), sources, rated)
+    reverse = evaluate_reward_model(made_up(1 - rated.reward, sources), sources, rated)
     for name, value in reverse.items():
         assert value == pytest.approx(0 if name == "pairs within a source" else -1)
 
@@ -112,7 +114,7 @@ def test_judge_of_a_perfect_reward_and_a_reversed_one():
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_judge_of_a_constant_reward_knows_nothing():
     sources, rated = rated_texts()
-    constant = judge(made_up(np.full(len(rated), 0.5), sources), sources, rated)
+    constant = evaluate_reward_model(made_up(np.full(len(rated), 0.5), sources), sources, rated)
     assert constant.pop("pairs within a source") == pytest.approx(0.5)
     for value in constant.values():
         assert not abs(value) > 1e-6  # 0, or not a number
@@ -122,12 +124,12 @@ def test_judge_within_a_source_is_of_pairs_of_one_source():
     """Right within each source, wrong between sources."""
     sources, rated = rated_texts(2, 3)
     rated.reward[:] = [0.7, 0.8, 0.9, 0.1, 0.2, 0.3]
-    measured = judge(made_up([0.1, 0.2, 0.3, 0.7, 0.8, 0.9], sources), sources, rated)
+    measured = evaluate_reward_model(made_up([0.1, 0.2, 0.3, 0.7, 0.8, 0.9], sources), sources, rated)
     assert measured["pairs within a source"] == 1
     assert measured["kendall"] == pytest.approx((6 - 9) / 15)
     # a tie of true ratings is no pair; a tie of scores counts half
     rated.reward[:] = [0.7, 0.7, 0.9, 0.1, 0.2, 0.3]
-    measured = judge(made_up([0.1, 0.2, 0.2, 0.9, 0.8, 0.7], sources), sources, rated)
+    measured = evaluate_reward_model(made_up([0.1, 0.2, 0.2, 0.9, 0.8, 0.7], sources), sources, rated)
     assert measured["pairs within a source"] == pytest.approx(1.5 / 5)
 
 
@@ -208,9 +210,9 @@ def test_a_reward_model_learns_a_simple_rule(preferences):
     model, (sources, rated) = critic(RewardModel), examples(60, 8, 10)
     held_out, test = examples(20, 8, 20)
     hp = Training(updates=150, batch_tokens=512, lr=5e-3, warmup=20)
-    before = judge(model.score, held_out, test)
+    before = evaluate_reward_model(model.score, held_out, test)
     rm.train_reward(model, sources, rated, hp, 0, preferences=preferences)
-    after = judge(model.score, held_out, test)
+    after = evaluate_reward_model(model.score, held_out, test)
     assert before["spearman"] < 0.6
     assert after["spearman"] > 0.85 and after["pairs within a source"] > 0.85
     if not preferences:  # on the scale of the ratings
@@ -355,7 +357,7 @@ def test_unit_tests_damage_the_references():
         calls.append([list(y) for y in outputs])
         return np.full(len(outputs), 0.1 * len(calls), np.float32)
 
-    rewards = rm.unit_tests(score, sources, references, seed=3)
+    rewards = reward_metrics.unit_tests(score, sources, references, seed=3)
     names = ["the reference", "its words shuffled", "repeated twice", "empty", "another source's"]
     assert list(rewards) == names
     assert list(rewards.values()) == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.5])
@@ -381,7 +383,7 @@ def test_unit_tests_are_the_same_each_time_and_take_cut_off_references():
         return np.zeros(len(outputs), np.float32)
 
     for _ in range(2):
-        rm.unit_tests(score, cut, cut)
+        reward_metrics.unit_tests(score, cut, cut)
     assert seen[:5] == seen[5:]
     assert seen[0] == [[5, 6, 7, 8, EOS], [6, 7, EOS], [3, EOS]]
 

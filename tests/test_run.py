@@ -18,9 +18,11 @@ import infra.pairs as pairs_py
 from infra import processes
 import infra.run as run_module
 from infra import storage
+from infra.cli import choose_device, run_cli
+from infra.errors import UserError
 from infra.pairs import Pairs
-from infra.run import Run, RunSettings, Stopped, choose_device, guarded, parse, plain_type, setting
-from infra.storage import UserError
+from infra.run import Run, Stopped
+from infra.settings import RunSettings, parse, plain_type, setting
 
 
 @dataclass
@@ -478,7 +480,7 @@ def test_a_full_disk_is_one_line_and_no_half_file(monkeypatch, capsys, fill, mak
     with monkeypatch.context() as patch:
         fill(patch)
         with pytest.raises(SystemExit) as stop:
-            guarded(lambda: make(run))
+            run_cli(lambda: make(run))
     error = capsys.readouterr().err
     assert stop.value.code == 2 and error.startswith("error: ") and len(error.splitlines()) == 1
     assert {path.name for path in (run.folder / "steps").iterdir()} <= {"a.unfinished"}
@@ -495,7 +497,7 @@ def test_a_full_disk_keeps_the_previous_file(monkeypatch, fill):
     assert json.loads((run.folder / "results.json").read_text()) == {"rows": [1]}
 
 
-# --------------------------------------------------------------------------------------- guarded
+# --------------------------------------------------------------------------------------- run_cli
 
 
 def raising(error):
@@ -510,20 +512,20 @@ def raising(error):
      "error: [Errno 28] No space left on device\n")])
 def test_what_a_person_can_mend_is_one_line(capsys, error, said):
     with pytest.raises(SystemExit) as stop:
-        guarded(raising(error))
+        run_cli(raising(error))
     assert stop.value.code == 2
     assert capsys.readouterr() == ("", said)
 
 
 def test_guarded_stop_interrupt_and_bugs(capsys):
-    guarded(raising(Stopped("bc is done")))  # no error, exit code 0
+    run_cli(raising(Stopped("bc is done")))  # no error, exit code 0
     assert capsys.readouterr().out == "bc is done\n"
     opened(out="mine")
     with pytest.raises(SystemExit) as stop:
-        guarded(raising(KeyboardInterrupt()))
+        run_cli(raising(KeyboardInterrupt()))
     assert stop.value.code == 130 and "--resume" in capsys.readouterr().err
     with pytest.raises(ZeroDivisionError):  # a bug keeps its traceback
-        guarded(raising(ZeroDivisionError()))
+        run_cli(raising(ZeroDivisionError()))
 
 
 @pytest.mark.parametrize("main, together", [
@@ -534,7 +536,7 @@ def test_processes_wait_for_each_other_at_the_end_unless_one_failed(monkeypatch,
     called = []
     monkeypatch.setattr(processes, "end", lambda: called.append(1))
     try:
-        guarded(main)
+        run_cli(main)
     except (SystemExit, ZeroDivisionError):
         pass
     assert called == [1] * together

@@ -15,7 +15,8 @@ import pytest
 import tiktoken
 
 from infra import text
-from infra.text import SPLIT, Tokenizer, UserError, read_lines, read_parallel, read_ratings
+from infra.errors import UserError
+from infra.text import SPLIT, Tokenizer, read_lines, read_parallel, read_ratings
 
 TEXT = [  # enough repetition for a few hundred merges
     "Zwei junge weiße Männer sind im Freien in der Nähe vieler Büsche.",

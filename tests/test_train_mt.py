@@ -23,13 +23,14 @@ from infra import figures
 import rest
 import reward as rm
 import train_mt
+from infra.cli import run_cli
+from infra.corpus import bleu_chrf
+from infra.pairs import Pairs
+from infra.storage import load
 from infra.text import Tokenizer
 from model import Config, Transformer
-from infra.pairs import Pairs
 from reward import RewardModel
-from infra.run import guarded
-from infra.storage import load
-from train_mt import bleu_chrf, damage, made_ratings, split_ratings
+from train_mt import corrupt, made_ratings, split_ratings
 
 sacrebleu = pytest.importorskip("sacrebleu")
 
@@ -87,7 +88,7 @@ def main(folder, corpus, *flags):
 def one_line(capsys, call):
     """The one line on standard error of a call that must end with exit code 2."""
     with pytest.raises(SystemExit) as stop:
-        guarded(call)
+        run_cli(call)
     error = capsys.readouterr().err
     lines = error.replace("\r", "\n").splitlines()  # progress bars may stand before it
     assert stop.value.code == 2 and lines[-1].startswith("error: ")
@@ -187,7 +188,7 @@ def test_samples_and_output(finished, corpus):
 
 def test_resume_gives_the_same(corpus, finished, tmp_path, no_figures, capsys):
     folder = tmp_path / "run"
-    guarded(lambda: main(folder, corpus, "--stop-after", "improve-1-0"))
+    run_cli(lambda: main(folder, corpus, "--stop-after", "improve-1-0"))
     assert not (folder / "results.json").exists()
     main(folder, corpus, "--resume")
     a, b = results(finished), results(folder)
@@ -211,7 +212,7 @@ def test_show(corpus, finished, capsys):
 def test_bc_learns_a_lexicon(tmp_path, no_figures, capsys):
     """The same text twice, word for word: a policy that learns anything gets this right."""
     corpus = write_corpus(tmp_path / "corpus", train=1500, held_out=30)
-    guarded(lambda: main(tmp_path / "run", corpus, "--limit", "0", "--d-model", "32",
+    run_cli(lambda: main(tmp_path / "run", corpus, "--limit", "0", "--d-model", "32",
                          "--d-ff", "64", "--batch-tokens", "512",
                          "--bc-updates", "300", "--bc-lr", "1e-2", "--bc-evaluate-every", "150",
                          "--dropout", "0", "--stop-after", "bc"))
@@ -403,7 +404,7 @@ def test_the_reward_models_body_is_trained_only_if_asked(finished, corpus, tmp_p
         return train_reward(model, sources, rated, hp, *args, **kwargs)
 
     monkeypatch.setattr(rm, "train_reward", spy)
-    guarded(lambda: main(run, corpus, "--stop-after", "reward", *flags))
+    run_cli(lambda: main(run, corpus, "--stop-after", "reward", *flags))
     bc, made = (load(run / "steps" / f"{name}.pt") for name in ("bc", "reward"))
     same = all(torch.equal(x, made["reward"][f"body.{k}"]) for k, x in bc["policy"].items())
     assert same != body and dropout == [body]
@@ -535,14 +536,14 @@ def test_made_ratings_are_chrf_and_references_are_as_good_as_the_best_sample(mon
 def test_damage():
     rng = np.random.default_rng(0)
     lines = invented(200, 4)[1]
-    bad = [damage(y, other, rng) for y in lines for other in (lines[0], "cats.")]
+    bad = [corrupt(y, other, rng) for y in lines for other in (lines[0], "cats.")]
     assert all(type(x) is str for x in bad)
     assert np.mean([x == y for x, y in zip(bad, np.repeat(lines, 2))]) < 0.15
     allowed = {w for y in lines for w in y.split()} | {"cats."}
     assert {w for x in bad for w in x.split()} <= allowed
     for text in ("", "word", "two words", "   ", "a\u00a0b"):
         for other in ("", "x", "y z"):
-            assert all(type(damage(text, other, rng)) is str for _ in range(40))
+            assert all(type(corrupt(text, other, rng)) is str for _ in range(40))
 
 
 def test_ratings_are_split_by_source():
@@ -637,7 +638,7 @@ def test_blank_and_long_pairs_are_dropped_with_a_warning(corpus, tmp_path, no_fi
     lines[0][0], lines[1][1], lines[1][2] = "", " ", "cats " * 50
     for x, changed in zip(("xx", "yy"), lines):
         (folder / f"train.{x}").write_text("\n".join(changed), encoding="utf-8")
-    guarded(lambda: main(tmp_path / "run", folder, "--stop-after", "bc"))
+    run_cli(lambda: main(tmp_path / "run", folder, "--stop-after", "bc"))
     text = " ".join(e["text"] for e in events(tmp_path / "run") if e["event"] == "warning")
     assert "2 pairs with a blank side" in text and "1 pairs of 24 tokens or more" in text
     assert "237 training pairs" in capsys.readouterr().out
@@ -667,7 +668,7 @@ def test_without_data_multi30k_is_fetched_once(corpus, tmp_path, monkeypatch, no
              "--stop-after", "bc", "--bc-updates", "1"]
     try:
         for run in ("a", "b"):
-            guarded(lambda: train_mt.main([*flags, "--out", str(tmp_path / run)]))
+            run_cli(lambda: train_mt.main([*flags, "--out", str(tmp_path / run)]))
             assert len(asked) == 6 and (tmp_path / run / "steps/bc.pt").exists()
         assert "240 training pairs" in capsys.readouterr().out
         (tmp_path / "cache/multi30k-de-en/val.de.gz").write_bytes(b"damaged")

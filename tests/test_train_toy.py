@@ -18,11 +18,13 @@ import rest
 from infra import trainer
 import train_toy
 from infra.relatives import METHODS
-from model import EOS, Config, Transformer
+from infra.cli import run_cli
 from infra.pairs import Pairs
-from reward import RewardModel
-from infra.run import Run, Stopped, guarded, parse
+from infra.run import Run, Stopped
+from infra.settings import parse
 from infra.storage import Checkpoint, load
+from model import Config, EOS, Transformer
+from reward import RewardModel
 from train_toy import ADJECTIVES, HABITS, MAX_LEN, WORDS, Language, Settings, prepare, rate
 
 PROGRAM = Path(train_toy.__file__)
@@ -333,7 +335,7 @@ def test_another_seed_is_another_run(finished, tmp_path, no_figures):
 
 def test_stop_after_and_resume(finished, tmp_path, no_figures, capsys):
     folder = tmp_path / "run"
-    guarded(lambda: main(folder, "--stop-after", "grow-1"))
+    run_cli(lambda: main(folder, "--stop-after", "grow-1"))
     assert "grow-1 is done" in capsys.readouterr().out
     assert (folder / "steps/grow-1").exists() and not (folder / "steps/score-1").exists()
     assert not (folder / "results.json").exists()
@@ -393,9 +395,9 @@ def test_a_step_that_was_killed_goes_on_where_it_was(finished, tmp_path, monkeyp
              "--gold-sync", "4"]
     done = [] if step == "bc" else STEPS[: STEPS.index(step)]
     whole, cut = (begin(finished, tmp_path / name, *done) for name in ("whole", "cut"))
-    guarded(lambda: main(whole, *flags))
+    run_cli(lambda: main(whole, *flags))
     killed_inside(monkeypatch, cut, step, update, flags)
-    guarded(lambda: main(cut, *flags, "--resume"))
+    run_cli(lambda: main(cut, *flags, "--resume"))
     a, b = (load(x / "steps" / f"{step}.pt") for x in (whole, cut))
     for name in a["policy"]:
         assert torch.equal(a["policy"][name], b["policy"][name]), name
@@ -648,7 +650,7 @@ def test_a_new_reward_model_is_trained_on_all_ratings_so_far(refreshed, tmp_path
     monkeypatch.setattr(train_toy.rm, "train_reward", spied)
     folder = begin(refreshed, tmp_path / "run", "bc", "rated-*", "evaluate-bc", "grow-1", "score-1",
                    "improve-1-*")
-    guarded(lambda: main(folder, *REFRESHED, "--stop-after", "reward-2"))
+    run_cli(lambda: main(folder, *REFRESHED, "--stop-after", "reward-2"))
     parts = [Pairs.load(refreshed / "steps" / f"rated-{g}") for g in (1, 2)]
     for rated, expected in zip(seen, (parts[0], Pairs.join(parts)), strict=True):
         assert equal(rated.targets(), expected.targets())
@@ -659,7 +661,7 @@ def test_a_new_reward_model_is_trained_on_all_ratings_so_far(refreshed, tmp_path
 def test_a_refreshed_run_goes_on(refreshed, tmp_path, no_figures):
     folder = begin(refreshed, tmp_path / "run", "bc", "rated-1", "reward", "evaluate-bc", "grow-1",
                    "score-1", "improve-1-*")
-    guarded(lambda: main(folder, *REFRESHED, "--stop-after", "rated-2"))
+    run_cli(lambda: main(folder, *REFRESHED, "--stop-after", "rated-2"))
     assert (folder / "steps/rated-2").exists() and not (folder / "steps/reward-2.pt").exists()
     main(folder, *REFRESHED, "--resume")
     same_results(refreshed, folder)
@@ -702,7 +704,7 @@ def test_show_on_a_finished_run(finished, capsys):
 
 def one_line(capsys, *flags, folder):
     with pytest.raises(SystemExit) as stop:
-        guarded(lambda: main(folder, *flags))
+        run_cli(lambda: main(folder, *flags))
     error = capsys.readouterr().err
     lines = error.replace("\r", "\n").splitlines()  # progress bars may stand before it
     assert stop.value.code == 2 and lines[-1].startswith("error: ")

@@ -10,10 +10,11 @@ import torch.nn as nn
 
 import losses
 from infra import trainer
-from model import EOS, PAD, Config, Dropout, Transformer, shift_right
+from infra.batches import batches, bucket_by_length, pad, to_device
 from infra.pairs import Pairs
 from infra.storage import Checkpoint
-from infra.trainer import Training, batches, by_length, compiled, fit, moved, pad
+from infra.trainer import Training, compiled, fit
+from model import Config, Dropout, EOS, PAD, Transformer, shift_right
 
 
 # -------------------------------------------------------------------------------------- batches
@@ -77,7 +78,7 @@ def test_batches_are_cut_no_sooner_than_they_are_asked_for(monkeypatch):
     def spied(lengths, batch_tokens, index):
         assert len(given) == sum(map(len, pools))
         pools.append(index)
-        return by_length(lengths, batch_tokens, index)
+        return bucket_by_length(lengths, batch_tokens, index)
 
     monkeypatch.setattr(trainer, "by_length", spied)
     stream = batches(lengths, 100, seed=1)
@@ -100,10 +101,10 @@ def test_batches_waste_little_on_padding():
 
 def test_by_length():
     lengths = np.array([5, 1, 3, 1, 2, 5])
-    cut = by_length(lengths, 6)
+    cut = bucket_by_length(lengths, 6)
     assert [list(index) for index in cut] == [[1, 3, 4], [2], [0], [5]]
-    assert [list(index) for index in by_length(lengths, 6, np.array([5, 4, 2]))] == [[4, 2], [5]]
-    assert [list(index) for index in by_length(np.array([0, 0]), 6)] == [[0, 1]]
+    assert [list(index) for index in bucket_by_length(lengths, 6, np.array([5, 4, 2]))] == [[4, 2], [5]]
+    assert [list(index) for index in bucket_by_length(np.array([0, 0]), 6)] == [[0, 1]]
 
 
 # -------------------------------------------------------------------------------- learning rate
@@ -203,8 +204,8 @@ def test_one_batch_of_ragged_lengths_equals_its_micro_batches():
     whole = update(10**6, 1)
     assert whole.abs().max() > 1e-3
     for batch_tokens in (150, 100, 40):
-        k = len(by_length(lengths, batch_tokens))
-        parts = [len(index) for index in by_length(lengths, batch_tokens)]
+        k = len(bucket_by_length(lengths, batch_tokens))
+        parts = [len(index) for index in bucket_by_length(lengths, batch_tokens)]
         assert k > 1 and len(set(parts)) > 1  # or this test would say little
         assert (update(batch_tokens, k) - whole).abs().max() < 1e-12
 
@@ -228,7 +229,7 @@ def test_gradients_are_clipped():
     fit(net, squares(net), LENGTHS, np.ones(N), hp, 0,
         optimizer=torch.optim.SGD(net.parameters(), 1.0))
     moved = torch.cat([(a - b).flatten() for a, b in zip(Net().parameters(), net.parameters())])
-    assert moved.norm().item() == pytest.approx(1e-3, rel=1e-2)
+    assert to_device.norm().item() == pytest.approx(1e-3, rel=1e-2)
 
 
 def scripted(net, scores, seen=None):
@@ -452,8 +453,8 @@ def test_only_to_a_gpu_a_copy_goes_by_pinned_memory_and_does_not_wait():
         def to(self, device, non_blocking):
             return device, self.pinned, non_blocking
 
-    assert moved(Recorder(), "cuda") == ("cuda", True, True)
-    assert moved(Recorder(), "cpu")[1] is False
+    assert to_device(Recorder(), "cuda") == ("cuda", True, True)
+    assert to_device(Recorder(), "cpu")[1] is False
     assert pad([[3, 4], [5]]).tolist() == [[3, 4], [5, PAD]]
 
 

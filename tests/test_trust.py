@@ -22,6 +22,7 @@ import numpy as np
 import pytest
 import torch
 
+from infra import measures
 from infra import figures
 from infra import report
 import rest
@@ -30,16 +31,19 @@ from infra import storage
 import train_mt
 import train_toy
 from infra import checks
-from infra.text import Tokenizer
-from model import Transformer
+from infra.cli import run_cli
+from infra.errors import UserError
 from infra.pairs import Pairs
+from infra.run import Run
+from infra.settings import RunSettings
+from infra.storage import Checkpoint, load
+from infra.text import Tokenizer
+from infra.trainer import Training, fit
+from model import Transformer
 from reward import RewardModel
-from infra.run import Run, RunSettings, guarded
-from infra.storage import Checkpoint, UserError, load
 from test_train_mt import TINY as TINY_MT
 from test_train_mt import corpus  # noqa: F401 (a fixture)
 from test_train_toy import TINY
-from infra.trainer import Training, fit
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="children are forked")
 
@@ -200,7 +204,7 @@ def test_the_same_seed_gives_the_same_run(whole, tmp_path, no_figures, monkeypat
 
     def with_more(policy, D_g, kept, task, settings, *others):
         new, row = step(policy, D_g, kept, task, settings, *others)
-        rest.evaluate(new, new, task, settings)
+        measures.evaluate(new, new, task, settings)
         torch.rand(7), np.random.rand(7), random.random()
         return new, row
 
@@ -252,7 +256,7 @@ def test_a_full_disk_loses_nothing(whole, small_disk, no_figures, capsys):
     place, grow = small_disk
     for _ in range(2):
         with pytest.raises(SystemExit) as stop:
-            guarded(lambda: toy(place / "run", "--resume"))
+            run_cli(lambda: toy(place / "run", "--resume"))
         assert stop.value.code == 2
         assert capsys.readouterr().err.splitlines()[-1].startswith("error: ")
     assert not (place / "run/results.json").exists()
@@ -267,7 +271,7 @@ def test_a_full_disk_loses_nothing(whole, small_disk, no_figures, capsys):
 def refused(capsys, call):
     """The line on standard error of a call that must end with exit code 2."""
     with pytest.raises(SystemExit) as stop:
-        guarded(call)
+        run_cli(call)
     error = capsys.readouterr().err.replace("\r", "\n").strip().splitlines()[-1]
     assert stop.value.code == 2 and error.startswith("error: ")
     return error
@@ -401,7 +405,7 @@ def test_debug_shows_where_it_came_from(monkeypatch):
 
     monkeypatch.setattr(sys, "argv", ["train_toy.py", "--debug"])
     with pytest.raises(UserError):
-        guarded(main)
+        run_cli(main)
 
 
 # ---------------------------------------------------------------------------- training goes wrong
