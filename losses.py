@@ -161,7 +161,7 @@ def kl_divergence(p_logits, q_logits):
     return (p.exp() * (p - q)).sum(-1)
 
 
-# ------------------------------------------------------------------- the losses as Improve uses them
+# ------------------------------------------------------------------ the losses as Improve uses them
 
 
 @dataclass
@@ -238,7 +238,7 @@ class BVMPO(Loss):
 
 
 class PPO(Loss):
-    """proximal policy optimisation, with a KL to the BC policy; the batch's reward is the advantage"""
+    """proximal policy optimisation with a KL to BC; the batch's reward is the advantage"""
 
     def forward(self, logits, batch, update, updates):
         kl = kl_divergence(logits, reference_logits(self.reference.bc, batch))

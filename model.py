@@ -88,7 +88,7 @@ class Dropout(nn.Module):
             return x
         words = torch.empty((x.numel() + 7) // 8, dtype=torch.int64, device=x.device)
         words.random_(torch.iinfo(torch.int64).min, None)
-        kept = words.view(torch.uint8)[: x.numel()].view(x.shape) >= self.dropped
+        kept = words.view(torch.uint8)[: x.numel()].view(x.shape) > self.dropped - 1
         return x * kept * (256 / max(1, 256 - self.dropped))  # p = 1 leaves nothing
 
 

@@ -396,7 +396,7 @@ def fit_behaviour_value(policy, D_g, task, settings, run, g):
     return value
 
 
-# ------------------------------------------------------------------------- online RL, a special case
+# ------------------------------------------------------------------------ online RL, a special case
 
 
 def online(bc, task, settings, run=None):

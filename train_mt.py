@@ -7,10 +7,9 @@
     python train_mt.py translate --run runs/mt-1 < in.txt > out.txt
 
 By default the reward model learns from ratings made here: chrF++ against the reference, for samples
-of the BC policy at several temperatures and for samples corrupted on purpose; and for references, as
-high as the best of these. It is never shown which reference to compare with, so it can judge new
-outputs. --ratings FILE.tsv trains it on human ratings instead, and --reward module:function
-replaces it by your own.
+of the BC policy at several temperatures and for samples corrupted on purpose; references are rated
+as high as the best of these. It never sees the reference, so it can score new outputs. --ratings
+FILE.tsv trains it on human ratings instead, and --reward FILE.py:function replaces it by your own.
 
 Left out: back-translation, ensembling, sub-word regularisation, tagging of languages.
 """
@@ -62,8 +61,8 @@ class Settings(rest.Settings, RunSettings):
     dropout: float = setting(0.2, "dropout", low=0, high=0.9)
     bc_updates: int = setting(4500, "most updates of BC", low=1)
     bc_lr: float = setting(2e-3, "peak learning rate of BC", low=0)
-    bc_evaluate_every: int = setting(500, "updates of BC between two evaluations of validation BLEU",
-                                     low=1)
+    bc_evaluate_every: int = setting(500, "updates of BC between two evaluations of the "
+                                     "validation BLEU", low=1)
     ratings: str = setting("", "tab-separated human ratings: source, target, score")
     lower_is_better: bool = setting(False, "in --ratings, a lower score is a better translation")
     reward: str = setting("", "your own reward, FILE.py:function or module:function, which maps "
@@ -78,8 +77,8 @@ class Settings(rest.Settings, RunSettings):
     grow_sources: int = setting(10000, "sources of each Grow, drawn at random; 0 is all of D's",
                                 low=0)
     updates: int = setting(300, "most updates of an Improve", low=1)
-    evaluate_every: int = setting(150, "updates between two evaluations of the reward on validation",
-                                  low=1)
+    evaluate_every: int = setting(150, "updates between two evaluations of the reward on "
+                                  "validation", low=1)
     lr: float = setting(5e-4, "peak learning rate of an Improve, times lr_decay^i", low=0)
     sample_batch_size: int = setting(512, "outputs sampled at once", low=1)
     bleu_tokenize: str = setting("", "sacrebleu's tokenizer for BLEU (default: the target "
@@ -95,7 +94,7 @@ class Settings(rest.Settings, RunSettings):
 
 
 PRESETS = {
-    "cpu": dict(filter="percentile"),  # chosen on validation: see the README
+    "cpu": dict(filter="percentile"),  # chosen on validation: docs/translation.md
     "smoke": dict(vocab_size=600, d_model=32, encoder_layers=1, decoder_layers=1, d_ff=64,
                   bc_updates=60, bc_evaluate_every=60, rated_sources=100, reward_updates=30,
                   grow=1, improve=(2,), grow_sources=100, samples=4, updates=20, evaluate_every=20,
@@ -280,8 +279,9 @@ def metrics(texts, task, settings):
 
 def best_of_n(policies, task, texts, settings, run):
     """Reward, BLEU and chrF of the best of N samples by reward, N = 1, 2, 4, ... -> entries."""
+    of = {"best_of": settings.best_of, "grow": settings.grow, "improve": list(settings.improve)}
     saved = run.begin("best-of-n")
-    if saved is not None and saved["best_of"] != settings.best_of:
+    if saved is not None and saved["of"] != of:
         run.forget("best-of-n")
         saved = run.begin("best-of-n")
     if saved is None:
@@ -292,7 +292,7 @@ def best_of_n(policies, task, texts, settings, run):
                                           bleu_of(settings))
                 entries.append({"policy": name, "n": n, "reward": float(best.reward.mean()),
                                 "bleu": bleu, "chrf": chrf})
-        saved = run.end({"rows": entries, "best_of": settings.best_of})
+        saved = run.end({"rows": entries, "of": of})
     return saved["rows"]
 
 
@@ -338,7 +338,7 @@ def train(texts, settings, run, device):
                 split_ratings(*ratings, settings.seed)[0], 0)[0]) == 0:
             raise UserError(f"{settings.ratings}: --preferences needs sources with two outputs of "
                             "different score")
-    run.bind(ratings=hash_of(ratings[1].tokens, ratings[1].reward) if ratings else "")
+    run.bind(ratings=hash_of(*ratings[0], *vars(ratings[1]).values()) if ratings else "")
 
     bc = behaviour_cloning(task, texts, settings, run, device)
     model = None if own else train_reward_model(bc, texts, ratings, settings, run)

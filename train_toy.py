@@ -35,7 +35,8 @@ from model import EOS, Config, Transformer
 
 WORDS, HABITS, ADJECTIVES = 32, 10, 8  # of the language
 HABIT_RATE, NOISE_RATE = 0.55, 0.07  # how often a habit, a random word, spoils a demonstration
-MAX_LEN = 16
+MAX_LEN = 16  # tokens of an output
+LONGEST = 24  # that a network can read: the longest translation, said twice
 DATA, DEMONSTRATORS, RATERS, JUDGED = 2, 3, 4, 5  # purposes of random numbers
 
 
@@ -43,6 +44,7 @@ DATA, DEMONSTRATORS, RATERS, JUDGED = 2, 3, 4, 5  # purposes of random numbers
 class Settings(rest.Settings, RunSettings):
     """The demo: the invented language, BC, ratings, reward model"""
 
+    task: str = setting("language", "what is to be learned", choices=lambda: TASKS)
     demonstrations: int = setting(4000, "human pairs D", low=1)
     rated_sources: int = setting(3000, "sources whose outputs are rated", low=1)
     rated_temperatures: tuple[float, ...] = setting((0.8, 1.0, 1.5, 2.0), "sampling temperatures "
@@ -53,7 +55,8 @@ class Settings(rest.Settings, RunSettings):
                             "policy's outputs are rated, and the reward model is trained anew on "
                             "all ratings")
     updates: int = setting(150, "most updates of an Improve", low=1)
-    evaluate_every: int = setting(75, "updates between two evaluations of the reward on D_eval", low=1)
+    evaluate_every: int = setting(75, "updates between two evaluations of the reward on D_eval",
+                                  low=1)
     lr: float = setting(4e-3, "peak learning rate of an Improve, times lr_decay^i", low=0)
     batch_tokens: int = setting(1024, "padded tokens of a training batch", low=1)
     d_model: int = setting(64, "width of the transformers", low=1)
@@ -140,6 +143,9 @@ class Language:
         return " ".join(self.names[i] for i in ids if i > EOS)
 
 
+TASKS = {"language": Language}  # for --task
+
+
 def syllables(rng, consonants, vowels):
     """WORDS different words of two syllables."""
     half = [c + v for c in consonants for v in vowels]
@@ -173,7 +179,7 @@ def stream(settings, *purpose):
 
 def prepare(settings, run, device):
     """The language, D, the BC policy and the reward model -> Toy."""
-    language = Language(settings.seed)
+    language = TASKS[settings.task](settings.seed)
     sizes = (settings.demonstrations, settings.rated_sources, settings.eval_sources,
              settings.test_sources)
     sources, rated_sources, held_out, test_sources = (
@@ -224,7 +230,7 @@ def main(argv=None):
     device = choose_device(settings.device)
     with Run(settings, "toy") as run:
         if settings.show:
-            language = Language(settings.seed)
+            language = TASKS[settings.task](settings.seed)
             sources = language.sources(settings.demonstrations, stream(settings, DATA, 0))
             look(run, settings, rest.select, lambda i: language.text(sources[i]), language.text)
         else:
@@ -274,8 +280,9 @@ def examples(policy, row, task, language, settings, count=3):
 
 def best_of_n(policies, task, language, settings, run):
     """Reward and oracle of the best of N samples by reward, for N = 1, 2, 4, ... -> entries."""
+    of = {"best_of": settings.best_of, "grow": settings.grow, "improve": list(settings.improve)}
     saved = run.begin("best-of-n")
-    if saved is not None and saved["best_of"] != settings.best_of:
+    if saved is not None and saved["of"] != of:
         run.forget("best-of-n")
         saved = run.begin("best-of-n")
     if saved is None:
@@ -286,7 +293,7 @@ def best_of_n(policies, task, language, settings, run):
                                          best.targets())
                 entries.append({"policy": name, "n": n, "reward": float(best.reward.mean()),
                                 "oracle": float(oracle.mean())})
-        saved = run.end({"rows": entries, "best_of": settings.best_of})
+        saved = run.end({"rows": entries, "of": of})
     return saved["rows"]
 
 
@@ -295,7 +302,7 @@ def behaviour_cloning(task, language, settings, run, device):
     torch.manual_seed(settings.seed)
     policy = Transformer(as_user_error(
         Config, language.vocab_size, settings.d_model, 4, settings.layers, settings.layers,
-        4 * settings.d_model, settings.dropout, MAX_LEN)).to(device)
+        4 * settings.d_model, settings.dropout, LONGEST)).to(device)
     # patience serves method "base", whose Improves train like BC but are evaluated on D_eval
     hp = settings.training(updates=settings.bc_updates, lr=settings.bc_lr, warmup=100,
                            patience=1000)

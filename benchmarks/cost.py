@@ -21,9 +21,8 @@ from benchmarks.peers import NeverEnding
 from infra.cli import keep_memory
 from infra.settings import parse
 from model import Config, sample, shift_right
-from rest import Settings
 from reward import RewardModel
-from train_mt import PRESETS
+from train_mt import PRESETS, Settings
 
 RUNS = {"IWSLT14": 100 * N_SOURCES, "WMT20": 890_000_000}  # pairs of D_g in the paper
 H100 = 989e12  # FLOP/s, bfloat16 without sparsity: NVIDIA's data sheet of the H100 SXM
@@ -66,15 +65,15 @@ def main(argv=None):
     config = Config(s.vocab_size, s.d_model, s.heads, s.encoder_layers, s.decoder_layers, s.d_ff,
                     s.dropout, max(s.max_len, MEAN))
     made = sides(config, args.sources, args.samples)
+    operations = {what: flop(function) / n for what, (function, n) in made.items()}  # of a pair
     seconds = side_by_side({what: function for what, (function, _) in made.items()}, args.rounds)
     sizes = [x.nbytes for x in vars(part(0, 10_000)).values()]
     print(f"{sum(sizes) / 10_000:.0f} bytes a pair of {MEAN} tokens on the disk")
     table = Table("run", "pairs", "GB of disk", "what", "FLOP a pair", "GFLOP/s here", "hours here",
                   f"h at {args.share:g} H100")
     for run, pairs in RUNS.items():
-        for what, (function, n) in made.items():
-            each = flop(function) / n
-            rate = n * each / median(seconds[what])
+        for what, each in operations.items():
+            rate = made[what][1] * each / median(seconds[what])
             table.add(run, pairs, sum(sizes) / 10_000 * pairs / 1e9, what, f"{each:.3g}",
                       rate / 1e9, pairs * each / rate / 3600,
                       pairs * each / (args.share * H100) / 3600)

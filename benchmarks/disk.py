@@ -19,11 +19,10 @@ import torch
 
 import rest
 from benchmarks.measure import Table
-from infra.batches import batches
+from infra.batches import batches, collate
 from infra.cli import keep_memory
 from infra.pairs import PART, Pairs, size_of
-from model import Config, Transformer
-from rest import select
+from model import EOS, Config, Transformer
 
 N_SOURCES, MEAN = 160_000, 25
 
@@ -63,6 +62,7 @@ def main(argv=None):
     parser.add_argument("--out", type=Path, required=True, help="folder for the pairs")
     parser.add_argument("--millions", type=float, default=16)
     parser.add_argument("--batches", type=int, default=2000, help="batches to read")
+    parser.add_argument("--width", type=int, default=256, help="of the policy that is trained")
     args = parser.parse_args(argv)
     keep_memory()
     n, folder = int(args.millions * 1e6), args.out / f"pairs-{args.millions:g}M"
@@ -82,30 +82,30 @@ def main(argv=None):
     for name, settings in (
             ("quantile", rest.Settings(filter="quantile", thresholds=(0.9,))),
             ("threshold", rest.Settings(filter="threshold", thresholds=(0.9,)))):
-        (kept, _), seconds = timed(lambda: select(pairs, settings, 1))
+        (kept, _), seconds = timed(lambda: rest.select(pairs, settings, 1))
         row(name, seconds, n, "pairs")
-    sources = [np.append(np.random.default_rng(k).integers(3, 4000, 20), 2)
-               for k in range(N_SOURCES)]
+    sources = np.random.default_rng(0).integers(3, 4000, (N_SOURCES, 21))
+    sources[:, -1] = EOS
     index = np.flatnonzero(kept)
     lengths, seconds = timed(lambda: pairs.padded_lengths(sources)[index])
     row("lengths", seconds, n, "pairs")
     stream = batches(lengths, 2048, 0)
 
     def read():
-        return sum(int(rest.collect(pairs, sources, index[next(stream)], "cpu").mask.sum())
+        return sum(int(collate(pairs, sources, index[next(stream)]).mask.sum())
                    for _ in range(args.batches))
 
     tokens, seconds = timed(read)
     row("read", seconds, tokens, "tokens")
     reading = tokens / seconds
-    policy = Transformer(Config(4000, 256, 4, 3, 3, 1024, 0.1, 64))
+    policy = Transformer(Config(4000, args.width, 4, 3, 3, 4 * args.width, 0.1, 64))
     settings = rest.Settings(batch_tokens=2048)
     few = index[np.concatenate(list(itertools.islice(batches(lengths, 2048, 1), 20)))]
-    hp = settings.training(updates=20)
+    hp = settings.training(updates=min(20, args.batches))
     done = rest.improve(policy, pairs.select(few), sources, settings, hp, 0)
-    table.add("train, w. 256", done["seconds"], "tokens", done["units"] / done["seconds"],
-              anonymous() - begin)
-    print(f"reading is {reading * done['seconds'] / done['units']:.0f} times as fast as training")
+    training = done["tokens"] / done["seconds"]
+    table.add(f"train, w. {args.width}", done["seconds"], "tokens", training, anonymous() - begin)
+    print(f"reading is {reading / training:.0f} times as fast as training")
     table.end()
 
 

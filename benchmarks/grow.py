@@ -19,7 +19,7 @@ from benchmarks.corpus import multi30k
 from benchmarks.measure import Table, median, side_by_side, times_faster
 from infra.batches import pad
 from infra.cli import keep_memory
-from model import Config, PAD, Transformer, sample
+from model import PAD, Config, Transformer, sample
 
 
 def sizes(width, length):
@@ -83,9 +83,10 @@ def main(argv=None):
 
 def trained(run, data):
     """The policy of a run, and sources of its validation set as ids."""
+    from infra.corpus import Codec
     from infra.text import Tokenizer
-    from train_mt import Codec, load
-    policy = load(run / "policy.pt", Transformer, "cpu")
+    from infra.translate import load_model
+    policy = load_model(run / "policy.pt", Transformer, "cpu")
     codec = Codec(Tokenizer.load(run / "tokenizer.json"), policy.config.max_len)
     return policy, codec.ids(multi30k(data, "val").sources)
 

@@ -13,8 +13,8 @@ import torch
 
 from benchmarks.measure import Table, median, side_by_side
 from benchmarks.peers import NeverEnding
-from infra.figures import BLUE, STYLE, VERMILLION, panels, save_png
 from infra.cli import keep_memory
+from infra.figures import BLUE, STYLE, VERMILLION, panels, save_png
 from model import BOS, Config, sample, sample_token
 
 USUAL = dict(sources=32, N=8, T=32, S=16)
@@ -32,7 +32,8 @@ def uncached(model, src, n_samples, length):
     memory = model.encode(src)
     tokens = src.new_full((len(src), 1), BOS)
     for _ in range(length):
-        ids, _ = sample_token(model.logits(model.decode(tokens, *memory)[:, -1]), torch.rand(len(src)), 1.0)
+        logits = model.logits(model.decode(tokens, *memory)[:, -1])
+        ids, _ = sample_token(logits, torch.rand(len(src)), 1.0)
         tokens = torch.cat([tokens, ids[:, None]], 1)
     return tokens[:, 1:]
 

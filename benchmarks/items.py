@@ -40,8 +40,8 @@ def main(argv=None):
     for name, value in (("threshold", 0.9), ("quantile", 0.9), ("percentile", 90), ("gamma", 0.5),
                         ("top", 4)):
         sides[f"filter {name}"] = (
-            lambda f=FILTERS[name], value=value: f(D_g.source, D_g.reward, value), len(D_g),
-            "pairs")
+            lambda keep=FILTERS[name].keep, value=value: keep(D_g.source, D_g.reward, value),
+            len(D_g), "pairs")
     seconds = side_by_side({name: function for name, (function, *_) in sides.items()}, args.rounds)
     table = Table("what", "of", "per second")
     for name, (_, items, unit) in sides.items():

@@ -1,4 +1,4 @@
-"""What it saves that freed memory is kept for the next tensor (run.keep_memory).
+"""What it saves that freed memory is kept for the next tensor (infra.cli.keep_memory).
 
     python -m benchmarks.memory
 

@@ -37,7 +37,8 @@ BOTH = {"attention": (F, "scaled_dot_product_attention", no_attention),
         "layer norms": (nn.LayerNorm, "forward", identity), "ReLU": (nn.ReLU, "forward", identity)}
 TRAINING = BOTH | {"loss over V": (losses, "bc", lambda logits, *_: logits.mean()),
                    "dropout": (model.Dropout, "forward", identity)}
-GROW = BOTH | {"draw": (model, "draw", lambda logits, u, *_: (torch.full_like(u, 4).long(), u))}
+GROW = BOTH | {"draw": (model, "sample_token",
+                        lambda logits, u, *_: (torch.full_like(u, 4).long(), u))}
 
 
 def without(part, function):

@@ -18,9 +18,9 @@ from pathlib import Path
 
 from benchmarks.corpus import folder, multi30k
 from benchmarks.measure import Table
-from infra.corpus import bleu_chrf
-from infra.text import Tokenizer, read_lines
+from infra.corpus import bleu_chrf, sacrebleu
 from infra.figures import BLUE, STYLE, VERMILLION, panels, save_png
+from infra.text import Tokenizer, read_lines
 
 CONFIG = """
 name: multi30k
@@ -75,11 +75,12 @@ def joeynmt(out, data, tokenizer, smoothing, minutes):
             raise SystemExit(f"JoeyNMT stopped by itself: see {out / 'log.txt'}")
         except subprocess.TimeoutExpired:
             process.kill()
-    found = []
+    found, bleu = [], sacrebleu().BLEU()
     for file in out.glob("model/*.hyps"):
         outputs = [tokenizer.decode([int(i) for i in line.split() if i.isdecimal()])
                    for line in read_lines(file)]
-        found.append((file.stat().st_mtime - begin, bleu_chrf(outputs, corpora["val"].targets)[0]))
+        found.append((file.stat().st_mtime - begin,
+                      bleu_chrf(outputs, corpora["val"].targets, bleu)[0]))
     return sorted(found)
 
 

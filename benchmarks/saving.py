@@ -12,9 +12,9 @@ import argparse
 import tempfile
 import time
 
-from infra import storage
 import train_toy
 from benchmarks.measure import Table
+from infra import storage
 from infra.pairs import Pairs
 
 
@@ -38,8 +38,8 @@ def main(argv=None):
     parser.add_argument("--mt", metavar="DIR", help="translation, with the data in DIR")
     args = parser.parse_args(argv)
     seconds = []
-    for owner, name in ((storage.Checkpoint, "save"), (storage.Journal, "add"),
-                        (Pairs, "append_to"), (storage, "write")):
+    for owner, name in ((storage.Checkpoint, "save"), (storage.EventLog, "add"),
+                        (Pairs, "append_to"), (storage, "atomic_write")):
         clocked(owner, name, seconds)
     table = Table("run", "saves", "s saving", "s", "share")
     with tempfile.TemporaryDirectory() as folder:

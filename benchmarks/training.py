@@ -24,7 +24,7 @@ from benchmarks.grow import sizes
 from benchmarks.measure import Table, median, side_by_side, times_faster
 from infra.batches import batches, pad
 from infra.cli import keep_memory
-from infra.trainer import Training, adamw, compiled, step
+from infra.trainer import Trainer, Training, compiled
 from model import EOS, PAD, Transformer, shift_right
 
 SMOOTHING = 0.1
@@ -35,19 +35,19 @@ def ours(config, pairs, compile=False):
     torch.manual_seed(0)
     model = Transformer(config)
     forward = compiled(model, torch.device("cpu")) if compile else model
-    hp = Training(updates=10**6, warmup=10)
-    optimizer = adamw(model.parameters(), hp)
-    count = itertools.count()
-
-    def loss_of(batch, progress):
-        src, tokens = batch
-        return losses.bc(forward(src, shift_right(tokens)), tokens, SMOOTHING)
+    hp = Training(updates=10**6, warmup=10, batch_tokens=1)  # of the trainer's items, one an update
+    trainer = Trainer(model, np.ones(len(pairs)), np.array([tokens_in([pair]) for pair in pairs]),
+                      hp, seed=0)  # its items are our batches
 
     def train():
-        model.train()
-        for src, tokens in pairs:
-            n = int((tokens != PAD).sum())
-            step(optimizer, loss_of, [(src, tokens)], n, next(count), hp, "cpu")
+        with trainer:
+            for _ in pairs:
+                for k, in trainer.next_update():
+                    src, tokens = pairs[k]
+                    with trainer.autocast():
+                        logits = forward(src, shift_right(tokens)).float()
+                    trainer.backward(losses.bc(logits, tokens, SMOOTHING))
+                trainer.step()
 
     return train
 
@@ -99,7 +99,7 @@ def dense(batch_tokens, count, length=16):
 
 
 def of_corpus(folder, batch_tokens, count):
-    """The first batches of Multi30k that `fit` would train on, and that JoeyNMT would."""
+    """The first batches of Multi30k that BC would train on, and that JoeyNMT would."""
     sources, targets, _ = ids(folder)
     lengths = np.array([max(len(x), len(y)) for x, y in zip(sources, targets)])
     return [[(pad([sources[i] for i in index]), pad([targets[i] for i in index]))

@@ -10,15 +10,18 @@ An experiment is a file of this folder: `points(lab)` gives its measurements on 
 a new language, new demonstrations, new ratings, new weights), `claims(points)` what they say of the
 paper, `figure(points)` the picture. Results go to experiments/results/, one PNG and one JSON each,
 and scoreboard.md; with --quick to experiments/quick/. Runs are kept in experiments/cache/ (lab.py),
-so that what was stopped goes on, and what was finished is only drawn again.
+so that what was stopped goes on, and what was finished is only drawn again. An experiment of which
+a seed fails has no results; all others are finished, and the end says what failed.
 """
 
 import argparse
 import os
+import shlex
+import sys
 import time
 from pathlib import Path
 
-from experiments.scoreboard import EXPERIMENTS, conclude
+from experiments.scoreboard import EXPERIMENTS, conclude, module, save
 from experiments.workers import run
 
 HERE = Path(__file__).parent
@@ -46,12 +49,29 @@ def main(argv=None):
                 conclude(name, results)
         return
     n = min(args.seeds, 2) if args.quick else args.seeds
-    seeds = range(FIRST_SEED, FIRST_SEED + n)
+    seeds = {name: getattr(module(name), "SEEDS", range(FIRST_SEED, FIRST_SEED + n))
+             for name in (EXPERIMENTS if "all" in args.names else args.names)}
+    measured, failed, log = {name: {} for name in seeds}, [], results / "log.txt"
     begin = time.monotonic()
-    names = EXPERIMENTS if "all" in args.names else args.names
-    for name in run(names, seeds, args.quick, results, cache, args.workers):
-        print(f"{name} is done after {time.monotonic() - begin:.0f} s", flush=True)
-    print((results / "scoreboard.md").read_text())
+    for name, seed, points, error in run(seeds, args.quick, cache, log, args.workers):
+        if error:
+            failed.append(f"{name}, seed {seed}: {error}")
+            print("failed:", failed[-1], flush=True)
+            continue
+        measured[name][seed] = points
+        if len(measured[name]) == len(seeds[name]):
+            save(sum((measured[name][seed] for seed in seeds[name]), []), results / f"{name}.json")
+            try:
+                conclude(name, results)
+            except Exception as error:  # of its claims or its picture: what it measured is saved
+                failed.append(f"{name}, drawing it: {type(error).__name__}: {error}")
+            print(f"{name} is done after {time.monotonic() - begin:.0f} s", flush=True)
+    if (results / "scoreboard.md").exists():
+        print((results / "scoreboard.md").read_text())
+    if failed:
+        again = shlex.join(["python", "-m", "experiments", *(argv or sys.argv[1:])])
+        sys.exit("\n".join(["failed:", *failed, f"{log} has the tracebacks; what is done is kept; "
+                            f"to go on: {again}"]))
 
 
 if __name__ == "__main__":

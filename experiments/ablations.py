@@ -36,7 +36,7 @@ def points(lab):
             yield {"part": "one", "variant": name, **row}
     for ratings, part in SHARE.items():
         for human in ("filtered", "out"):
-            for row in lab.rest(grow=3, checkpoint="last", human=human,
+            for row in lab.rest(grow=3, checkpoint="last", human_data=human,
                                 rated_sources=lab.usual.rated_sources // part):
                 yield {"part": "D", "ratings": ratings, "human": human, **row}
 

@@ -10,6 +10,7 @@ from experiments.grow_steps import MAIN
 from experiments.plot import BLUE, GREEN, GREY, SKY, curve, label_ends, panels
 from experiments.verdicts import Claim
 from infra.report import label
+from infra.run import InMemory
 from train_toy import best_of_n
 
 POLICIES = {"BC": GREY, "ReST (1,1)": SKY, "ReST (1,4)": BLUE, "ReST (2,3)": GREEN}
@@ -17,14 +18,14 @@ COUNTS = [2**k for k in range(8)]
 
 
 def points(lab):
-    yield from lab.cached("best-of-n", MAIN, lambda: list(measure(lab)))
+    yield from lab.cached("best-of-n", MAIN, lambda: measure(lab))
 
 
 def measure(lab):
-    for row, policy, _, run, toy in lab.walk(**MAIN):
-        if label(row) in POLICIES:
-            settings = lab.settings(**MAIN, best_of=COUNTS[-1])
-            yield from best_of_n(label(row), policy, toy.task, toy.language, settings)
+    settings = lab.settings(**MAIN, best_of=COUNTS[-1])
+    with lab.walk(**MAIN) as (toy, steps):
+        policies = {label(row): policy for row, policy, _ in steps if label(row) in POLICIES}
+        return best_of_n(policies, toy.task, toy.language, settings, InMemory())
 
 
 def claims(p):

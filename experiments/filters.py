@@ -22,8 +22,8 @@ from rest import FILTERS
 
 PERCENTILES = (0, 25, 50, 65, 75, 90, 95)
 FILTER = {"percentile": dict(filter="percentile"),
-          "percentile, ≥": dict(filter="percentile", inclusive=True), "global": dict(filter="quantile"),
-          "γ": dict(filter="gamma"), "top-k": dict(filter="top")}
+          "percentile, ≥": dict(filter="percentile", inclusive=True),
+          "global": dict(filter="quantile"), "γ": dict(filter="gamma"), "top-k": dict(filter="top")}
 SCHEDULES = {"rising percentile": dict(filter="percentile", thresholds=(50, 70, 80, 90)),
              "rising γ": dict(filter="gamma", thresholds=(0.2, 0.4, 0.6, 0.8)),
              "percentile 90 four times": dict(filter="percentile", thresholds=(90,))}
@@ -48,7 +48,8 @@ def equal_levels(D_g):
     """For each percentile each filter's threshold that keeps as much of D_g, if there is one."""
     def share(name, value):
         how = FILTER[name]
-        return FILTERS[how["filter"]](D_g.source, D_g.reward, value, how.get("ties", False)).mean()
+        keep = FILTERS[how["filter"]].keep
+        return keep(D_g.source, D_g.reward, value, how.get("inclusive", False)).mean()
 
     def bisected(name, low, high):  # the higher the threshold, the less is kept
         for _ in range(20):

@@ -14,12 +14,13 @@ experiment goes on where it was; a changed program or setting begins anew.
 import ast
 import hashlib
 import json
+from contextlib import ExitStack, contextmanager
 from dataclasses import fields, replace
+from itertools import chain
 from pathlib import Path
 
 import torch
 
-import online
 import rest
 import train_toy
 from infra import measures
@@ -27,8 +28,9 @@ from infra.run import Run
 from infra.settings import plain
 
 HERE = Path(__file__).parent
-PROGRAM = ("model", "pairs", "parallel", "train", "losses", "reward", "filters", "rest", "online",
-           "train_toy")
+PROGRAM = ("rest", "losses", "reward", "model", "train_toy",  # what a result depends on
+           *(f"infra/{name}" for name in ("batches", "measures", "pairs", "processes", "sampling",
+                                          "trainer")))
 QUICK = dict(demonstrations=200, rated_sources=120, eval_sources=40, test_sources=60, d_model=32,
              bc_updates=80, reward_updates=40, updates=12, evaluate_every=6, batch_tokens=512,
              value_updates=20, ppo_batch=128)
@@ -43,11 +45,11 @@ STAGES = {
 LOOKED_AT_FROM = {
     "reward": "rated_sources rated_temperatures rating_noise reward_updates reward_lr preferences "
               "eval_sources test_sources",
-    "grow": "samples grow_sources temperature top_k top_p distinct human",
-    "improve": "grow improve unfiltered keep_samples filter thresholds ties cap start stop loss "
-               "updates lr lr_decay evaluate_every patience value_updates gold_reward gold_sync "
-               "bvmpo_epsilon ppo ppo_samples ppo_rows ppo_batch ppo_group ppo_updates ppo_lr "
-               "ppo_kl best_of refresh",
+    "grow": "samples grow_sources temperature top_k top_p distinct human_data",
+    "improve": "grow improve unfiltered keep_samples filter thresholds inclusive max_per_source "
+               "start checkpoint loss updates lr lr_decay evaluate_every patience value_updates "
+               "gold_reward gold_sync bvmpo_epsilon ppo ppo_samples ppo_rows ppo_batch ppo_group "
+               "ppo_updates ppo_lr ppo_kl best_of refresh",
 }
 
 
@@ -64,37 +66,41 @@ class Lab:
         return replace(self.usual, **{**({"thresholds": ()} if "filter" in changes else {}),
                                       **changes})
 
-    def prepare(self, settings):
-        """The run of these settings, and its problem, BC policy and reward model."""
-        run = SharedRun(settings, self.folder)
-        return run, train_toy.prepare(settings, run, torch.device("cpu"))
+    @contextmanager
+    def prepared(self, **changes):
+        """The settings, their run, and its problem, BC policy and reward model.
 
-    def walk(self, **changes):
-        """Yields (row, policy, D_g, run, toy) of BC and of each Improve of a run."""
+        When the block ends, however it does, other processes may have the run's folders.
+        """
         settings = self.settings(**changes)
-        run, toy = self.prepare(settings)
-        yield measures.bc_row(toy.bc, toy.task, settings, run), toy.bc, None, run, toy
-        for row, policy, D_g in rest.rest(toy.bc, toy.task, settings, run):
-            yield row, policy, D_g, run, toy
+        with SharedRun(settings, self.folder) as run:
+            yield settings, run, train_toy.prepare(settings, run, torch.device("cpu"))
+
+    @contextmanager
+    def walk(self, **changes):
+        """The problem, and an iterator over (row, policy, D_g) of BC and of each Improve."""
+        with self.prepared(**changes) as (settings, run, toy):
+            bc = measures.bc_row(toy.bc, toy.task, settings, run), toy.bc, None
+            yield toy, chain([bc], rest.rest(toy.bc, toy.task, settings, run))
 
     def first_D_g(self, **changes):
         """The scored D_g of a run's first Grow, and its problem."""
-        settings = self.settings(**changes)
-        run, toy = self.prepare(settings)
-        samples = run.pairs("grow-1", rest.draws(toy.bc, toy.task, settings, 1, run))
-        return run.pairs("score-1", rest.scores([samples], toy.task, settings), lambda D_g:
-                         rest.look_at(D_g, samples, settings, 1, run)), toy
+        with self.prepared(**changes) as (settings, run, toy):
+            return rest.grow(toy.bc, toy.task, settings, 1, run)[0], toy
 
     def rest(self, **changes):
         """The rows of BC and of each Improve."""
-        return self.cached("rest", changes, lambda: [row for row, *_ in self.walk(**changes)])
+        def make():
+            with self.walk(**changes) as (_, steps):
+                return [row for row, *_ in steps]
+
+        return self.cached("rest", changes, make)
 
     def online(self, **changes):
         """The rows of PPO."""
         def make():
-            settings = self.settings(**changes)
-            run, toy = self.prepare(settings)
-            return [row for row, _ in rest.online(toy.bc, toy.task, settings, run)]
+            with self.prepared(**changes) as (settings, run, toy):
+                return [row for row, _ in rest.online(toy.bc, toy.task, settings, run)]
 
         return self.cached("online", changes, make)
 
@@ -112,28 +118,48 @@ class Lab:
         return json.loads(file.read_text())
 
 
-class SharedRun(Run):
-    """A run whose first steps lie in the folders that it shares with others."""
+class SharedRun:
+    """A run whose first steps lie in folders that it shares with others: a Run for each folder.
+
+    All that is asked of it is asked of the Run whose step is being made, or was made last.
+    """
 
     def __init__(self, settings, folder):
-        super().__init__(in_folder("improve", settings, folder), "toy")
-        self.shared = {step: Run(in_folder(stage, settings, folder), "toy")
-                       for stage, steps in STAGES.items() for step in steps}
+        with ExitStack() as opened:
+            runs = {stage: opened.enter_context(Run(in_folder(stage, settings, folder), "toy"))
+                    for stage in (*STAGES, "improve")}
+            self.close = opened.pop_all().close  # if one cannot be opened, all are closed
+        self.own = self.at_hand = runs["improve"]
+        self.shared = {step: runs[stage] for stage, steps in STAGES.items() for step in steps}
 
-    def step(self, name, make):
-        return self.in_its_folder(Run.step, name, make)
+    def __enter__(self):
+        return self
 
-    def pairs(self, name, makes, look=None):
-        return self.in_its_folder(Run.pairs, name, makes, look)
+    def __exit__(self, *error):
+        self.close()
 
-    def in_its_folder(self, do, name, *args):
-        shared = self.shared.get(name)
-        if shared is None:
-            return do(self, name, *args)
-        own, self.checkpoint = self.checkpoint, shared.checkpoint
-        made = do(shared, name, *args)
-        self.checkpoint, self.times[name] = own, shared.times[name]
-        return made
+    def __getattr__(self, name):  # end, add, log, checkpoint, ...
+        return getattr(self.at_hand, name)
+
+    def of(self, step):
+        return self.shared.get(step, self.own)
+
+    def begin(self, name):
+        self.at_hand = self.of(name)
+        return self.at_hand.begin(name)
+
+    def parts(self, name, items, look=None):
+        self.at_hand = self.of(name)
+        return self.at_hand.parts(name, items, look)
+
+    def pairs(self, name):
+        return self.of(name).pairs(name)
+
+    def seconds(self, name):
+        return self.of(name).seconds(name)
+
+    def bind(self, **parts):
+        self.own.bind(**parts)
 
 
 def in_folder(stage, settings, folder):

@@ -11,7 +11,6 @@ Held       D, BC policy, test sources.
 Takes      about 5 minutes a seed on one core.
 """
 
-import losses
 import numpy as np
 
 from experiments import losses

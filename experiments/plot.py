@@ -1,7 +1,7 @@
 """What the pictures share: a line through the means over seeds, its interval, its name at its end.
 
-Colours and style are those of figures.py. A band or a bar is the 95 % interval of the mean over the
-seeds, as in verdicts.py.
+Colours and style are those of infra/figures.py. A band or a bar is the 95 % interval of the mean
+over the seeds, as in verdicts.py.
 """
 
 import numpy as np

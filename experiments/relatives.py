@@ -1,7 +1,7 @@
 """Relatives: six other papers' methods as settings of the same loop, on the same samples.
 
 Claims     none of the paper's. A sentence in each paper makes one expect that its choices matter.
-Varied     the method: the table in methods.py, which `train_toy.py --method` takes too.
+Varied     the method: the table in infra/relatives.py, which `train_toy.py --method` takes too.
 Held       D, BC policy, reward model; samples drawn: as many as ReST's two Grows draw. Methods that
            go on from the current policy draw them in eight Grows for a quarter of the sources each,
            and have eight Improves, as many as ReST; those that start from base have two Grows, RFT

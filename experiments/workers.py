@@ -2,45 +2,51 @@
 
 On two cores that is faster than one seed after the other on two threads, which gain little from
 each other at this size: a run of train_toy.py takes 106 s on one thread, 77 s on two. No two
-of them ever work on the same seed, whose runs the experiments share.
+of them ever work on the same seed, whose runs the experiments share. What fails, fails alone.
 """
 
-import concurrent.futures
-import multiprocessing
 import os
 import sys
+import traceback
+from concurrent.futures import ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack
+from multiprocessing import get_context
 
 from experiments.lab import Lab
-from experiments.scoreboard import conclude, module, save
+from experiments.scoreboard import module
 
 COSTS = ("tokens_drawn", "tokens_trained", "grow_seconds", "train_seconds", "seconds")
 
 
-def run(names, seeds, quick, results, cache, workers):
-    """Measure, seeds side by side; yields the name of each experiment as it is finished."""
+def run(seeds, quick, cache, log, workers):
+    """Yields (name, seed, points, error) as each is done; error: None, or why there are no points.
+
+    seeds: {name of an experiment: its seeds}. log: file for what the workers say.
+    """
     os.environ["OMP_NUM_THREADS"] = "1"  # for the workers
-    seeds = {name: getattr(module(name), "SEEDS", seeds) for name in names}
-    left = {seed: [name for name in names if seed in seeds[name]]
+    left = {seed: [name for name in seeds if seed in seeds[name]]
             for seed in sorted(set().union(*seeds.values()))}
-    points = {name: {} for name in names}  # -> seed -> its points
-    busy = {}  # future -> (name, seed)
-    context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(workers, context, quiet,
-                                                (results / "log.txt",)) as pool:
+    with ExitStack() as opened:
+        def worker():  # a pool of one process: if it is killed, no other seed goes with it
+            return opened.enter_context(
+                ProcessPoolExecutor(1, get_context("spawn"), quiet, (log,)))
+
+        free, busy = [worker() for _ in range(workers)], {}  # future -> (name, seed, worker)
         while busy or any(left.values()):
-            idle = set(left) - {seed for _, seed in busy.values()}
+            idle = set(left) - {seed for _, seed, _ in busy.values()}
             for seed in sorted(idle, key=lambda seed: -len(left[seed])):
-                if left[seed] and len(busy) < workers:
-                    name = left[seed].pop(0)
-                    busy[pool.submit(measure, name, Lab(seed, quick, cache))] = name, seed
-            for future in concurrent.futures.wait(busy, return_when="FIRST_COMPLETED").done:
-                name, seed = busy.pop(future)
-                points[name][seed] = future.result()
-                if len(points[name]) == len(seeds[name]):
-                    save(sum((points[name][seed] for seed in seeds[name]), []),
-                         results / f"{name}.json")
-                    conclude(name, results)
-                    yield name
+                if left[seed] and free:
+                    name, one = left[seed].pop(0), free.pop()
+                    busy[one.submit(measure, name, Lab(seed, quick, cache))] = name, seed, one
+            for future in wait(busy, return_when="FIRST_COMPLETED").done:
+                name, seed, one = busy.pop(future)
+                try:
+                    points, error = future.result()
+                except BrokenProcessPool:
+                    points, error, one = None, "its process was killed", worker()
+                free.append(one)
+                yield name, seed, points, error
 
 
 def quiet(log):
@@ -49,7 +55,14 @@ def quiet(log):
 
 
 def measure(name, lab):
-    """The points of one seed; what it cost stays out where it is not what is measured."""
+    """The points of one seed, and None; or None, and what went wrong.
+
+    What it cost stays out where it is not what is measured.
+    """
     dropped = () if name == "online_rl" else COSTS
-    return [{"seed": lab.seed, **{k: v for k, v in point.items() if k not in dropped}}
-            for point in module(name).points(lab)]
+    try:
+        return [{"seed": lab.seed, **{k: v for k, v in point.items() if k not in dropped}}
+                for point in module(name).points(lab)], None
+    except Exception as error:  # of whatever kind: the other seeds and experiments go on
+        traceback.print_exc()
+        return None, f"{type(error).__name__}: {error}"

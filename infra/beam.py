@@ -57,10 +57,11 @@ def beam_search(model, src, beam=5, max_len=None, length_penalty=1.0, n_best=1):
             source, last, score, ended = (x[alive] for x in (source, last, score, ended))
             history[:, :, t] = last
             cache.select((alive[:, None] * beam + parent[alive]).flatten())
-        # What ran to the end without an ending stands behind all that ended.
+        # What ran to the end without an ending stands behind all that ended, in its own order.
         text = history.gather(1, parent[..., None].expand(-1, -1, max_len)).clone()
         text[:, :, t] = last
-        keep_best(best, best_score, source, text, score - 1e4)
+        behind = -1e4 - torch.arange(beam).to(score)
+        keep_best(best, best_score, source, text, behind.expand_as(score))
         longest = int((best != PAD).any(0).any(0).sum())
     return best[:, :, :longest].clone()
 

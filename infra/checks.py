@@ -18,7 +18,7 @@ from reward import ValueModel
 
 # --------------------------------------------------------------------------------- the settings
 
-TRIED = set()  # filters and losses of which it is known that they work
+TRIED = {}  # filters and losses that work, by id; kept here, so that no other gets that id
 
 
 def check_registered(kind, name, table, try_it):
@@ -32,7 +32,7 @@ def check_registered(kind, name, table, try_it):
     except Exception as error:  # it may be the user's own, and raise anything
         raise UserError(f"--{kind} {name} cannot be used: {type(error).__name__}: "
                         f"{' '.join(str(error).split())}") from error
-    TRIED.add(id(table[name]))
+    TRIED[id(table[name])] = table[name]
 
 
 def try_filter(rule):
@@ -73,7 +73,7 @@ def check_steps(settings):
     for name in ("improve", "temperature"):
         if not getattr(settings, name):
             raise UserError(f"--{name} is empty: it needs a number at least")
-    for g in range(1, settings.grow + 1):
+    for g in range(1, min(settings.grow, len(settings.improve) + 1) + 1):  # the last repeats
         if not settings.improves(g):
             raise UserError(f"--improve {list(settings.improve)}: Grow {g} has no Improve"
                             + ("" if settings.unfiltered or g > 1 else ", nor I = 0"))
@@ -92,10 +92,16 @@ def may_change(settings, saved):
         old = replace(settings, grow=saved["grow"], improve=tuple(saved["improve"]))
     except (KeyError, TypeError, ValueError):  # a damaged config.json: compared as it is
         return {"best_of"}
-    steps, old_steps = ([(g, i) for g in range(1, s.grow + 1) for i in s.improves(g)]
-                        for s in (settings, old))
-    more = steps[: len(old_steps)] == old_steps and not getattr(settings, "refresh", False)
+    steps = improve_steps(settings)
+    more = not getattr(settings, "refresh", False) and all(
+        step == next(steps, None) for step in improve_steps(old))
     return {"best_of", *(("grow", "improve") if more else ())}
+
+
+def improve_steps(settings):
+    """Yields (g, i) of each Improve."""
+    for g in range(1, settings.grow + 1):
+        yield from ((g, i) for i in settings.improves(g))
 
 
 def step_names(settings):

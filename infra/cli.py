@@ -22,7 +22,8 @@ def run_cli(main):
     """Run a program: what the user can fix is one line on standard error and exit code 2."""
     keep_memory()
     streams = sys.stdout, sys.stderr
-    sys.stdout, sys.stderr = map(Forgiving, streams)
+    out, err = map(Forgiving, streams)
+    sys.stdout, sys.stderr = out, err
     try:
         signal.signal(signal.SIGTERM, terminate)
         processes.start()
@@ -32,7 +33,7 @@ def run_cli(main):
             print(stop)
         processes.end()
     except BrokenPipeError:  # nobody reads on
-        sys.stdout.silence()
+        out.silence()
     except (UserError, OSError, MemoryError, RuntimeError) as error:
         if "--debug" in sys.argv or isinstance(error, RuntimeError) and not of_memory(error):
             raise

@@ -1,4 +1,4 @@
-"""A parallel corpus as ids, and how translations are measured: what train_mt.py has around the loop.
+"""A parallel corpus as ids, and how translations are measured: what train_mt.py needs besides.
 
     texts = Texts(settings, run)                       # reads, trains or loads the tokenizer
     ids = texts.ids(texts["train"].sources); lines = texts.lines(ids)
@@ -93,15 +93,15 @@ def sacrebleu():
 
 def bleu_of(settings):
     """BLEU with the tokenizer of --bleu-tokenize, or the one that the target language needs."""
-    how = {"tokenize": settings.bleu_tokenize} if settings.bleu_tokenize else {
-        "trg_lang": settings.tgt}
+    package, chosen = sacrebleu(), settings.bleu_tokenize
     try:
-        bleu = sacrebleu().BLEU(**how)
+        bleu = package.BLEU(**{"tokenize": chosen} if chosen else {"trg_lang": settings.tgt})
         bleu.corpus_score(["a"], [["a"]])  # some tokenizers are only loaded now
         return bleu
     except Exception as error:  # a tokenizer that is not installed raises what it likes
-        raise UserError(f"BLEU for --tgt {settings.tgt}: {' '.join(str(error).split())}; another "
-                        "--bleu-tokenize, char for instance, does without") from None
+        flag = f"--bleu-tokenize {chosen}" if chosen else f"--tgt {settings.tgt}"
+        raise UserError(f"no BLEU for {flag}: {' '.join(str(error).split())}; another "
+                        "--bleu-tokenize, char for instance, may do without") from None
 
 
 def bleu_chrf(outputs, references, bleu):

@@ -12,8 +12,8 @@ from infra.pairs import check_rewards
 from infra.processes import on_main
 
 BATCH = 1024  # pairs that the function gets at once
-ROOT = Path(__file__).parent.parent
-PROGRAM = {path.stem for path in ROOT.glob("*.py")} | {"infra", "experiments", "benchmarks"}
+PROGRAM = {"rest", "losses", "reward", "model", "train_toy", "train_mt", "infra", "experiments",
+           "benchmarks"}
 
 
 def own_reward(name, texts):
@@ -63,6 +63,7 @@ def from_file(path):
     spec = importlib.util.spec_from_file_location(f"own_reward_{path.stem}", path)
     module = importlib.util.module_from_spec(spec)
     sys.path.insert(0, str(path.resolve().parent))
+    sys.modules[spec.name] = module  # its dataclasses look for it there
     spec.loader.exec_module(module)
     return module
 

@@ -98,7 +98,7 @@ class Pairs:
         """Add these pairs as one more part to those in `folder`, which is made if need be.
 
         size.json says how much of each file counts; it is renewed last, so that what a killed
-        process wrote beyond is written over by the next one. Of several processes the main one writes.
+        process wrote beyond is written over by the next one. Only the main process writes.
         """
         if not is_main():
             return

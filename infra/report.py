@@ -15,7 +15,7 @@ from infra.cli import run_cli
 from infra.errors import UserError
 from infra.pairs import Pairs, first_of_equal
 from infra.processes import on_main
-from infra.storage import atomic_write, read_json
+from infra.storage import atomic_write, fits, read_json
 
 # key of a row -> title, width, and how its value is written; rewards are shown times 100
 COLUMNS = {
@@ -88,7 +88,7 @@ def best_of_n_table(entries):
     counts = sorted({e["n"] for e in entries})
     lines = ["", f"{'best of N':18}" + "".join(f"{n:>7}" for n in counts)]
     for policy in dict.fromkeys(e["policy"] for e in entries):
-        for key in [key for key in entries[0] if key in COLUMNS]:
+        for key in [key for key in COLUMNS if any(key in e for e in entries)]:
             scale = COLUMNS[key][3]
             values = {e["n"]: f"{e[key] * scale:.1f}" for e in entries
                       if e["policy"] == policy and key in e}
@@ -188,11 +188,9 @@ def over_runs(folders):
     columns = MEASURES.get(tasks[0], ["reward", "greedy_reward"])
     rows = [{label(row): row for row in run["rows"]} for run in runs]
     names = list(dict.fromkeys(name for run in rows for name in run))
-    head = f"{'':12}" + "".join(f"{COLUMNS[k][0]:>18}" for k in columns)
-    lines = [f"{len(runs)} runs: mean (smallest..largest)", head]
-    lines += [over_row(name, columns, rows) for name in names]
-    lines += ["", "above BC of the same run", head]
-    lines += [over_row(name, columns, rows, minus="BC") for name in names if name != "BC"]
+    above = [name for name in names if name != "BC"]
+    lines = [f"{len(runs)} runs: mean (smallest..largest)", *over_table(names, columns, rows)]
+    lines += ["", "above BC of the same run", *over_table(above, columns, rows, minus="BC")]
     lines += [best_of_n_table(over_best_of_n(runs))] if any(r["best_of_n"] for r in runs) else []
     lines.append("seconds: " + ", ".join(f"{run['seconds']:.0f}" for run in runs))
     return "\n".join(lines)
@@ -201,26 +199,34 @@ def over_runs(folders):
 def read_results(path):
     """results.json of a finished run; UserError if it is not one."""
     results = read_json(path, task=str, seconds=(int, float), rows=list, best_of_n=list)
-    whole = all(isinstance(row, dict) and {"name", "loss", "grow", "improve"} <= row.keys()
-                for row in results["rows"])
-    whole &= all(isinstance(entry, dict) and {"policy", "n"} <= entry.keys()
-                 for entry in results["best_of_n"])
+    named = {"name": str, "loss": str, "grow": int, "improve": int}
+    parts = [(row, named) for row in results["rows"]]
+    parts += [(entry, {"policy": str, "n": int}) for entry in results["best_of_n"]]
+    numbers = dict.fromkeys(COLUMNS, (int, float, type(None)))
+    whole = all(fits(part, kinds) and fits(dict.fromkeys(COLUMNS) | part, numbers)
+                for part, kinds in parts)
     if not whole or not results["rows"]:
         raise UserError(f"{path}: damaged, or not the results of a finished run")
     return results
 
 
-def over_row(name, columns, rows, minus=None):
-    """One line: row `name` of each run (less its row `minus`), as mean, smallest and largest."""
-    cells = []
-    for key in columns:
-        found = [(run[name].get(key), run[minus].get(key) if minus else 0) for run in rows
-                 if name in run and (minus is None or minus in run)]
-        values = [(a - b) * COLUMNS[key][3] for a, b in found if None not in (a, b)]
-        few = f" of {len(values)}" if len(values) < len(rows) else ""
-        cells.append(f"{np.mean(values):.1f} ({min(values):.1f}..{max(values):.1f}){few}"
-                     if values else "-")
-    return f"{name:12}" + "".join(f"{cell:>18}" for cell in cells)
+def over_table(names, columns, rows, minus=None):
+    """A head, and a line for each row's name; columns are as wide as they need to be."""
+    cells = [[COLUMNS[key][0] for key in columns],
+             *([over_cell(name, key, rows, minus) for key in columns] for name in names)]
+    width = max(18, *(len(cell) + 2 for line in cells for cell in line))
+    return [f"{name:12}" + "".join(f"{cell:>{width}}" for cell in line)
+            for name, line in zip(["", *names], cells)]
+
+
+def over_cell(name, key, rows, minus):
+    """Row `name` of each run (less its row `minus`), as mean, smallest and largest."""
+    found = [(run[name].get(key), run[minus].get(key) if minus else 0) for run in rows
+             if name in run and (minus is None or minus in run)]
+    values = [(a - b) * COLUMNS[key][3] for a, b in found if None not in (a, b)]
+    few = f" of {len(values)}" if len(values) < len(rows) else ""
+    return (f"{np.mean(values):.1f} ({min(values):.1f}..{max(values):.1f}){few}" if values
+            else "-")
 
 
 def over_best_of_n(runs):
@@ -230,8 +236,9 @@ def over_best_of_n(runs):
         for entry in run["best_of_n"]:
             found.setdefault((entry["policy"], entry["n"]), []).append(entry)
     return [{"policy": policy, "n": n} | {
-        key: float(np.mean([entry[key] for entry in entries if key in entry]))
-        for key in entries[0] if key in COLUMNS} for (policy, n), entries in found.items()]
+        key: float(np.mean(values)) for key in COLUMNS
+        if (values := [e[key] for e in entries if e.get(key) is not None])}
+        for (policy, n), entries in found.items()]
 
 
 if __name__ == "__main__":

@@ -184,16 +184,16 @@ class Run:
         changed = []
         if on_main((self.folder / "config.json").exists):
             old = self.read_config(program)
-            if settings.show:  # then the run's own settings need not be given again
-                restore(settings, old["settings"])
             free = settings.may_change(old["settings"]) if hasattr(settings, "may_change") else ()
+            if settings.show:  # then the run's own settings need not be given again
+                restore(settings, old["settings"], free)
             compare(self.folder, *(without(s, free) for s in (old["settings"], plain(settings))))
             changed = [f"{name} {value}, now {now.get(name)}"
                        for name, value in old["environment"].items() if value != now.get(name)]
-            self.config = old | {"settings": plain(settings)}
+            self.config = old  # until a step is made by other settings
         elif settings.show:
             raise UserError(f"{self.folder} holds no run: nothing to show")
-        if not settings.show:
+        else:
             self.save_json("config.json", self.config)
         (self.folder / "steps").mkdir(exist_ok=True)
         return changed
@@ -211,8 +211,8 @@ class Run:
             raise UserError(f"{self.folder} was begun with other data: {', '.join(other)} "
                             f"{'is' if len(other) == 1 else 'are'} not the same; another --out "
                             "starts a new run")
-        if not self.settings.show and {**known, **parts} != known:
-            known.update(parts)
+        if not self.settings.show and not parts.keys() <= known.keys():
+            known.update(parts | known)
             self.save_json("config.json", self.config)
 
     def is_true(self, mark):
@@ -287,6 +287,10 @@ class Run:
     def leave(self, path):
         """The step that was begun has made `path`."""
         self.times[self.at_work] = self.seconds_at_work()
+        settings = self.config["settings"] | without(plain(self.settings), ())
+        if self.config["settings"] != settings:
+            self.config["settings"] = settings
+            self.save_json("config.json", self.config)
         on_main(path.exists)  # and so all have waited for it
         self.checkpoint.remove()
         self.done.add(self.at_work)
@@ -296,6 +300,7 @@ class Run:
         """Let a step be done again."""
         on_main(lambda: (self.folder / "steps" / f"{name}.pt").unlink(missing_ok=True))
         self.times.pop(name, None)
+        self.done.discard(name)
 
     # ------------------------------------------------------------------------------------- events
 
@@ -421,10 +426,13 @@ def choose_folder(settings, program):
             continue
 
 
-def restore(settings, saved):
-    """Take over all saved settings but those of the command line itself."""
+def restore(settings, saved, free=()):
+    """Take over all saved settings but those of the command line itself, and those that are free
+    to change and given: where the data lies now."""
+    given = {field.name for field in dataclasses.fields(settings)
+             if getattr(settings, field.name) != field.default}
     for name, value in saved.items():
-        if name not in RUN_ONLY:
+        if name not in RUN_ONLY and not (name in free and name in given):
             setattr(settings, name, tuple(value) if isinstance(value, list) else value)
     check_settings(settings)
 

@@ -1,6 +1,7 @@
 """What all tests share."""
 
 import math
+import os
 
 import pytest
 import torch
@@ -23,6 +24,7 @@ def one_thread():
 
 @pytest.fixture
 def save_always(monkeypatch):
-    """A checkpoint at every update."""
+    """A checkpoint at every update, and no waiting for the disk."""
     monkeypatch.setattr(Checkpoint, "EVERY", -1.0)
     monkeypatch.setattr(Checkpoint, "SHARE", math.inf)
+    monkeypatch.setattr(os, "fsync", lambda number: None)

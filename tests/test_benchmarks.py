@@ -8,7 +8,7 @@ import torch
 
 from benchmarks import cost, disk, floor, growth, measure, parts, peers
 from infra.pairs import Pairs
-from model import Cache, Config, EOS, PAD, Transformer, sample, shift_right
+from model import EOS, PAD, Cache, Config, Transformer, sample, shift_right
 
 SIZES = Config(40, 16, 2, 2, 2, 32, 0.1, 20)
 
@@ -127,7 +127,7 @@ def test_training_and_drawing_run_without_any_of_their_parts():
 
 
 def test_pairs_on_disk_are_filtered_and_read(tmp_path, capsys):
-    disk.main(["--out", str(tmp_path), "--millions", "0.002", "--batches", "3"])
+    disk.main(f"--out {tmp_path} --millions 0.002 --batches 3 --width 16".split())
     out = capsys.readouterr().out
     assert "times as fast as training" in out
     names = [line["what"] for line in json.loads(out.splitlines()[-1])["lines"]]

@@ -1,25 +1,41 @@
 """experiments/: the rule of the verdicts on made-up numbers, what runs share, a quick one."""
 
+import gc
 import json
+import os
+import signal
 import subprocess
 import sys
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
 
-from experiments import search
+from experiments import __main__ as command
+from experiments import best_of_n, filters, over_optimisation, sampling, search, workers
 from experiments.lab import (HERE, LOOKED_AT_FROM, PROGRAM, STAGES, Lab, SharedRun, as_seen,
                              folder_name, hash_of)
 from experiments.scoreboard import EXPERIMENTS, load, module, scoreboard
 from experiments.verdicts import (CONTRADICTED, REPRODUCED, T975, UNDECIDED, Claim, Comparison,
                                   Points, interval)
-from filters import THRESHOLDS
+from infra.pairs import Pairs
+from infra.storage import LOCKS
+from rest import FILTERS
 from train_toy import Settings
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "experiments" / "results"
+TINY = dict(demonstrations=24, rated_sources=12, eval_sources=6, test_sources=8, d_model=16,
+            bc_updates=4, reward_updates=3, updates=2, evaluate_every=1, batch_tokens=256,
+            value_updates=2, ppo_batch=64)
+
+
+def tiny_lab(folder, seed=0):
+    lab = Lab(seed, True, folder)
+    lab.usual = replace(lab.usual, **TINY)
+    return lab
 
 
 # ------------------------------------------------------------------------------------ the verdicts
@@ -116,8 +132,9 @@ def test_runs_share_all_that_comes_before_the_first_setting_they_differ_in(chang
 def test_a_shared_step_does_not_look_at_what_it_is_shared_over(tmp_path):
     """The first steps of two runs that differ later, made apart, are the same to the last bit."""
     changes = dict(updates=5, evaluate_every=3, patience=1, grow=1, loss="oac", ppo_lr=1.0,
-                   thresholds=(0.1,), lr=0.5, value_updates=3, best_of=2, checkpoint="last", inclusive=True)
-    labs = [Lab(0, True, tmp_path / name) for name in "ab"]
+                   thresholds=(0.1,), lr=0.5, value_updates=3, best_of=2, checkpoint="last",
+                   inclusive=True, max_per_source=1)
+    labs = [tiny_lab(tmp_path / name) for name in "ab"]
     made = [lab.first_D_g(**changes) for lab, changes in zip(labs, ({}, changes))]
     for name, value in vars(made[0][0]).items():
         np.testing.assert_array_equal(value, getattr(made[1][0], name))
@@ -142,23 +159,66 @@ def test_what_is_kept_is_made_once(tmp_path):
 
 def test_another_filter_has_thresholds_of_its_own():
     lab = Lab(0)
-    assert lab.settings(filter="percentile").thresholds == THRESHOLDS["percentile"]
+    assert lab.settings(filter="percentile").thresholds == FILTERS["percentile"].thresholds
     assert lab.settings(filter="top", thresholds=(3,)).thresholds == (3,)
-    assert lab.settings(grow=1).thresholds == THRESHOLDS["quantile"]
+    assert lab.settings(grow=1).thresholds == FILTERS["quantile"].thresholds
 
 
-def test_a_shared_step_suspends_to_the_shared_folder(tmp_path):
-    """Or another run would find there a checkpoint that is not of its step."""
-    run = SharedRun(Settings(), tmp_path)
-    own, seen = run.checkpoint, []
+def test_a_shared_step_is_made_in_the_shared_folder(tmp_path):
+    """With its checkpoint: or another run would find there one that is not of its step."""
+    pairs = Pairs.of([0, 0], [[5, 2], [6, 2]], reward=[0.1, 0.9])
+    with SharedRun(Settings(), tmp_path) as run:
+        assert run.begin("bc") is None and run.checkpoint is run.shared["bc"].checkpoint
+        run.end({"x": 1})
+        for _ in run.parts("grow-1", ["a part"]):
+            assert run.checkpoint is run.shared["grow-1"].checkpoint
+            run.add(pairs)
+        run.bind(reward=[0.5])  # of this run alone: another one may have another reward
+        assert run.seconds("bc") == run.shared["bc"].times["bc"] > 0
+        assert run.begin("improve-1-0") is None and run.checkpoint is run.own.checkpoint
+        run.end({"x": 2})
+    assert {path.stem: path.parent.parent.name.split("-")[0]
+            for path in tmp_path.glob("*/steps/*")} == {
+        "bc": "bc", "grow-1": "grow", "improve-1-0": "improve"}
+    with SharedRun(Settings(lr=0.5), tmp_path) as other:
+        assert other.begin("bc") == {"x": 1} and other.begin("improve-1-0") is None
+        assert not list(other.parts("grow-1", ["a part"]))
+        np.testing.assert_array_equal(other.pairs("grow-1").reward, pairs.reward)
+        other.bind(reward=[0.7])
 
-    def make():
-        seen.append(run.checkpoint)
-        return {}
 
-    run.step("bc", make)
-    run.step("improve-1-0", make)
-    assert seen == [run.shared["bc"].checkpoint, own] and seen[0] != own == run.checkpoint
+@pytest.fixture
+def no_gc():
+    """What only the garbage collector would close stays open."""
+    gc.disable()
+    yield
+    gc.enable()
+
+
+def test_a_seed_is_free_again_when_its_work_is_done(tmp_path, no_gc):
+    """Also after work that was left half-way, or that failed: another worker takes the seed."""
+    lab, kept = tiny_lab(tmp_path), []
+
+    def leave():
+        with lab.walk(grow=1) as (toy, steps):
+            assert len(LOCKS) == 4  # BC, reward, Grow, Improves
+            kept.append((next(steps), next(steps), steps))
+
+    def fail():
+        with lab.walk(grow=1) as (toy, steps):
+            kept.append(next(steps))
+            raise ZeroDivisionError
+
+    kept.append(lab.first_D_g(grow=2, refresh=True))  # its task refers to itself
+    assert not LOCKS
+    leave()
+    assert not LOCKS
+    with pytest.raises(ZeroDivisionError) as error:
+        fail()
+    assert not LOCKS and error
+    lab.rest(grow=1)
+    lab.online()
+    assert not LOCKS
 
 
 def test_the_code_hash_is_of_the_code_alone(monkeypatch):
@@ -166,19 +226,140 @@ def test_the_code_hash_is_of_the_code_alone(monkeypatch):
     files = [HERE.parent / f"{name}.py" for name in PROGRAM]
     before = hash_of(*files)
 
-    def changed(old, new):
-        monkeypatch.setattr(Path, "read_text", lambda self: read(self).replace(old, new)
-                            if self.name == "filters.py" else read(self))
+    def changed(file, old, new):
+        text = (ROOT / file).read_text()
+        assert old in text
+        monkeypatch.setattr(Path, "read_text", lambda self: text.replace(old, new)
+                            if self == ROOT / file else read(self))
         return hash_of(*files)
 
-    assert changed('"""The k best', '"""The k very best') == before
-    assert changed("import numpy as np", "import numpy as np  # numbers") == before
-    assert changed("reward > tau", "reward >= tau") != before
+    assert changed("rest.py", '"""The k best', '"""The k very best') == before
+    assert changed("rest.py", "import numpy as np", "import numpy as np  # numbers") == before
+    assert changed("rest.py", "reward > tau", "reward >= tau") != before
+    assert changed("infra/sampling.py", "tokens != PAD", "tokens > PAD") != before
+
+
+def test_of_each_file_it_is_known_whether_a_result_depends_on_it():
+    """What only reads, writes, checks or shows changes no number; nor does a table of settings."""
+    others = ("train_mt", *(f"infra/{name}" for name in (
+        "__init__", "beam", "checks", "cli", "corpus", "errors", "figures", "own_reward",
+        "relatives", "report", "reward_metrics", "run", "settings", "storage", "text",
+        "translate")))
+    files = [*ROOT.glob("*.py"), *ROOT.glob("infra/*.py")]
+    assert sorted((*PROGRAM, *others)) == sorted(
+        str(file.relative_to(ROOT).with_suffix("")) for file in files)
+
+
+# --------------------------------------------------------------------------------- the experiments
+
+
+class DryLab(Lab):
+    """Checks all settings that an experiment asks for, and answers with made-up numbers."""
+
+    def row(self, name, settings, g=0, i=0):
+        values = {key: self.rng.random() for key in (
+            "reward", "greedy_reward", "oracle", "greedy_oracle", "kl_to_bc", "reward_error",
+            "threshold", "grow_seconds", "train_seconds")}
+        return {"name": name, "loss": settings.loss, "grow": g, "improve": i, "samples": 8,
+                "tokens_drawn": 50, "tokens_trained": 9, **values}
+
+    def rest(self, **changes):
+        s = self.settings(**changes)
+        return [self.row("BC", s)] + [self.row("ReST", s, g, i) for g in range(1, s.grow + 1)
+                                      for i in s.improves(g)]
+
+    def online(self, **changes):
+        s = self.settings(**changes)
+        return [self.row("PPO", s, k) for k in range(s.ppo_rows)]
+
+    def cached(self, name, changes, make):
+        self.settings(**changes)
+        residual = {f"{end} {by}": 0.1 for end in ("low", "high") for by in ("reward", "oracle")}
+        return {"levels": [{"kept": 0.5, "values": {f: 0.5 for f in filters.FILTER}}] * 7,
+                "mean-of-D_g": 0.0, "spread": {"spread": 0.5, "best": 0.9}, "residual": residual,
+                "best-of-n": [{"policy": policy, "n": n, "reward": 0.5, "oracle": 0.5}
+                              for policy in best_of_n.POLICIES for n in best_of_n.COUNTS]}[name]
+
+
+@pytest.mark.parametrize("name", ["search", *EXPERIMENTS])
+def test_all_settings_and_claims_of_an_experiment_make_sense(name, tmp_path):
+    """Nothing is trained: each setting exists and has a value that it may have."""
+    points = []
+    for seed in (0, 1):
+        lab = DryLab(seed, True, tmp_path)
+        lab.rng = np.random.default_rng(seed)
+        points += [{"seed": seed, **point} for point in module(name).points(lab)]
+    assert all(claim.comparisons for claim in module(name).claims(Points(points)))
+
+
+def test_what_experiments_measure_themselves(tmp_path, monkeypatch):
+    lab = tiny_lab(tmp_path)
+    monkeypatch.setattr(best_of_n, "MAIN", dict(grow=2))  # all that its policies need
+    rows = [*best_of_n.points(lab)]
+    assert [(row["policy"], row["n"]) for row in rows] == [
+        (policy, n) for policy in best_of_n.POLICIES for n in best_of_n.COUNTS]
+    for policy in best_of_n.POLICIES:  # the best of more is no worse
+        assert (np.diff([row["reward"] for row in rows if row["policy"] == policy]) >= 0).all()
+    D_g, toy = lab.first_D_g(samples=32, human_data="out")
+    level = filters.equal_levels(D_g)[2]
+    shares = [FILTERS[filters.FILTER[name]["filter"]].keep(
+        D_g.source, D_g.reward, threshold, "≥" in name).mean()
+        for name, threshold in level["values"].items()]
+    assert len(shares) > 2 and max(abs(share - level["kept"]) for share in shares) < 0.02
+    assert sampling.spread_of(D_g)["best"] > D_g.reward.mean()
+    assert set(over_optimisation.residuals(D_g, toy)) == {
+        "low reward", "high reward", "low oracle", "high oracle"}
 
 
 # -------------------------------------------------------------------------------------- a whole one
 
 
+def measured_or_not(name, lab):
+    """workers.measure of the committed points; one seed fails, and the process of one is killed."""
+    def points(lab):
+        if (name, lab.seed) == ("losses", 11):
+            raise ValueError("no luck")
+        if (name, lab.seed) == ("filters", 10):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return [{k: v for k, v in p.items() if k != "seed"} for p in load(RESULTS, name)
+                if p["seed"] == lab.seed]
+
+    with patch.object(module(name), "points", points):
+        return measure(name, lab)
+
+
+measure = workers.measure
+
+
+def test_what_fails_fails_alone(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(workers, "measure", measured_or_not)  # in processes of their own
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    line = f"losses filters grow_steps --quick --workers 1 --out {tmp_path}"
+    with pytest.raises(SystemExit) as end:
+        command.main(line.split())
+    said = end.value.code  # a text: exit code 1
+    assert "losses, seed 11: ValueError: no luck\n" in said
+    assert "filters, seed 10: its process was killed\n" in said
+    assert said.endswith(f"to go on: python -m experiments {line}")
+    assert load(tmp_path, "grow_steps") == [p for p in load(RESULTS, "grow_steps")
+                                            if p["seed"] in (10, 11)]
+    assert {file.name for file in tmp_path.iterdir()} == {
+        "grow_steps.json", "grow_steps.png", "scoreboard.md", "log.txt"}
+    assert scoreboard(tmp_path) in capsys.readouterr().out
+    assert 'ValueError("no luck")' in (tmp_path / "log.txt").read_text()
+
+
+def test_a_picture_that_fails_loses_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(command, "run", lambda seeds, *_: [
+        (name, seed, [{"seed": seed}], None) for name in seeds for seed in seeds[name]])
+    monkeypatch.setattr(command, "conclude", lambda name, results: 1 / 0)
+    with pytest.raises(SystemExit, match="losses, drawing it: ZeroDivisionError"):
+        command.main(["losses", "filters", "--out", str(tmp_path)])
+    assert load(tmp_path, "losses") == load(tmp_path, "filters") == [
+        {"seed": seed} for seed in range(10, 15)]
+
+
+@pytest.mark.slow
 def test_a_quick_experiment_end_to_end(tmp_path):
     command = [sys.executable, "-m", "experiments", "grow_steps", "--quick", "--seeds", "2",
                "--out", str(tmp_path)]
@@ -227,7 +408,7 @@ def test_every_claim_that_can_be_tested_has_a_verdict():
 def test_the_scoreboard_is_what_the_results_say():
     assert (RESULTS / "scoreboard.md").read_text() == scoreboard(RESULTS)
     of_the_paper, _ = scoreboard(RESULTS).split("\n\n")
-    assert of_the_paper in (ROOT / "README.md").read_text()
+    assert of_the_paper in (ROOT / "docs" / "claims.md").read_text()
 
 
 def test_every_claim_has_comparisons():

@@ -5,7 +5,7 @@ import io
 import json
 import os
 import pickle
-import subprocess
+import shutil
 import sys
 from dataclasses import fields
 from pathlib import Path
@@ -17,21 +17,24 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from infra import storage
 import train_mt
 import train_toy
+from infra import storage
 from infra.cli import choose_device, run_cli
 from infra.errors import UserError
+from infra.own_reward import BATCH, own_reward
 from infra.pairs import Pairs, check_rewards
+from infra.relatives import METHODS
 from infra.run import Run
 from infra.settings import parse, plain, plain_type
 from infra.storage import EventLog
 from infra.text import Tokenizer, read_lines, read_parallel, read_ratings
+from infra.translate import load_model
 from model import Config, Transformer
 from reward import RewardModel
-from infra.relatives import METHODS
-from test_train_mt import (ENVIRONMENT, copied, corpus, events, main, no_figures,  # noqa: F401
-                           no_modules_from_here, one_line, results, translated, write_corpus)
+from test_train_mt import (copied, corpus, events, main, no_figures, no_modules_from_here,  # noqa: F401
+                           one_line, results, translated, write_corpus)
+from test_trust import died, forked
 
 BRIEF = ["--bc-updates", "1", "--bc-evaluate-every", "1"]
 QUICK = [*BRIEF, "--no-ppo", "--improve", "1", "--best-of", "1", "--updates", "1"]
@@ -84,6 +87,7 @@ def finished(tmp_path, tokenizer, policy):
     tokenizer.save(folder / "tokenizer.json")
     save_model(folder / "policy.pt", policy)
     save_model(folder / "reward.pt", RewardModel.from_policy(policy))
+    (folder / "config.json").write_text('{"settings": {"reward": ""}}')
     return folder
 
 
@@ -187,7 +191,8 @@ def test_a_corpus_of_odd_text_trains(corpus, tmp_path, capsys):
     run_cli(lambda: main(tmp_path / "run", folder, *BRIEF, "--max-len", "48", "--stop-after", "bc"))
     assert "238 training pairs" in capsys.readouterr().out
     assert (tmp_path / "run/steps/bc.pt").exists()
-    assert {e["text"] for e in events(tmp_path / "run") if e["event"] == "warning"} == {
+    said = {e["text"] for e in events(tmp_path / "run") if e["event"] == "warning"}
+    assert {text for text in said if not text.startswith("BC is not better")} == {
         *(f"{split}: 1 pairs with a blank side are dropped" for split in ("train", "val", "test")),
         *(f"{split}: 1 sources cut at 48 tokens" for split in ("val", "test")),
         "train: 1 pairs of 48 tokens or more dropped"}
@@ -224,12 +229,88 @@ def test_bad_ratings_are_refused_before_anything_is_trained(corpus, tmp_path, ca
     assert not list(run.glob("steps/*"))
 
 
+@pytest.mark.parametrize("rows", [
+    ["ta\tOne\t1", "ki\ttwo\t2", "rul\tDogs\t3"],
+    ["ta\tOne\t1", "ta\ttwo\t1", "ki\ttwo\t2", "ki\tcats\t2", "rul\tDogs\t3"]])
+def test_preferences_need_two_outputs_of_different_score(corpus, tmp_path, capsys, rows):
+    (tmp_path / "ratings.tsv").write_text("\n".join([HEADER, *rows]))
+    error = one_line(capsys, lambda: main(tmp_path / "run", corpus, "--preferences", "--ratings",
+                                          str(tmp_path / "ratings.tsv")))
+    assert "ratings.tsv: --preferences needs sources with two outputs of different score" in error
+    assert not list(tmp_path.glob("run/steps/*"))
+
+
 def test_ratings_of_two_sources_are_enough(corpus, begun, capsys):
     path = begun.parent / "ratings.tsv"
     path.write_text("\n".join([HEADER, *GOOD]))
     run_cli(lambda: main(begun, corpus, "--ratings", str(path), "--stop-after", "reward"))
     assert (begun / "steps/reward.pt").exists()
     assert "NaN" not in (begun / "metrics.jsonl").read_text()
+
+
+# ----------------------------------------------------------------------- other data than at first
+
+
+@pytest.fixture(scope="module")
+def stopped(corpus, tmp_path_factory):
+    """A folder with a run that was stopped after BC, and the data and ratings that it is made of."""
+    place = tmp_path_factory.mktemp("stopped")
+    copied(corpus, place / "data")
+    (place / "ratings.tsv").write_text("\n".join([HEADER, *GOOD]))
+    run_cli(lambda: main(place / "run", place / "data", *BRIEF, "--stop-after", "bc",
+                         "--ratings", str(place / "ratings.tsv")))
+    return place
+
+
+def swapped(text):
+    """Lines 2 and 3 of the file have changed places."""
+    one, two, three, *others = text.split("\n")
+    return "\n".join([one, three, two, *others])
+
+
+@pytest.mark.parametrize("files, change, said", [
+    (["data/train.xx", "data/train.yy"], swapped, "train is not the same"),
+    (["data/train.yy"], lambda text: text.replace("sleep", "run", 1), "train is not the same"),
+    (["data/val.xx"], swapped, "val is not the same"),
+    (["data/test.yy", "data/val.yy"], swapped, "val, test are not the same"),
+    (["ratings.tsv"], swapped, "ratings is not the same"),
+    (["ratings.tsv"], lambda text: text.replace("2", "0"), "ratings is not the same"),
+    (["ratings.tsv"], lambda text: text.replace("ta ki", "ki"), "ratings is not the same")])
+def test_edited_data_are_refused_by_name(stopped, tmp_path, capsys, files, change, said):
+    place = shutil.copytree(stopped, tmp_path / "place")
+    for name in files:
+        text = (place / name).read_text(encoding="utf-8")
+        (place / name).write_text(change(text), encoding="utf-8")
+        assert change(text) != text
+    call = lambda *flags: main(place / "run", place / "data", *BRIEF, "--ratings",
+                               str(place / "ratings.tsv"), *flags)
+    assert said in refused(capsys, place, lambda: call("--resume"))
+    if "ratings" not in said:  # which --show does not need
+        assert said in refused(capsys, place, lambda: call("--show", "1"))
+
+
+def test_the_same_data_elsewhere_are_gone_on_with(stopped, tmp_path, capsys):
+    place = shutil.copytree(stopped, tmp_path / "place")
+    for path in (place / "data").iterdir():  # packed, too
+        path.with_name(path.name + ".gz").write_bytes(gzip.compress(path.read_bytes()))
+        path.unlink()
+    (place / "ratings.tsv").rename(place / "others.tsv")
+    call = lambda *flags: main(place / "run", place / "data", *BRIEF, *flags)
+    run_cli(lambda: call("--resume", "--ratings", str(place / "others.tsv"), "--beam", "3",
+                         "--best-of", "2", "--stop-after", "reward"))
+    assert (place / "run/steps/reward.pt").exists()
+    assert "has no scored Grow" in refused(capsys, place, lambda: call("--show", "1"))
+
+
+def test_show_takes_the_data_from_where_it_lies_now(stopped, tmp_path, capsys):
+    place = shutil.copytree(stopped, tmp_path / "place")
+    config = json.loads((place / "run/config.json").read_text())
+    config["settings"]["data"] = "nowhere"
+    (place / "run/config.json").write_text(json.dumps(config))
+    show = ["--out", str(place / "run"), "--show", "1"]
+    assert "nowhere" in refused(capsys, place, lambda: train_mt.main(show))
+    error = refused(capsys, place, lambda: train_mt.main([*show, "--data", str(place / "data")]))
+    assert "has no scored Grow" in error
 
 
 # ---------------------------------------------------------------------------------- small corpora
@@ -249,7 +330,7 @@ def test_a_corpus_smaller_than_a_batch(tmp_path, capsys, no_figures, pairs):
 
 def test_the_smallest_demo(tmp_path, capsys, no_figures):
     flags = ("--demonstrations --rated-sources --bc-updates --reward-updates --updates --samples "
-             "--test-sources --grow --improve --best-of --batch-tokens --rows").split()
+             "--test-sources --grow --improve --best-of --batch-tokens --sample-batch-size").split()
     run_cli(lambda: train_toy.main(["--out", str(tmp_path / "run"), "--device", "cpu",
                                     "--d-model", "4", "--eval-sources", "2",
                                     *(x for flag in flags for x in (flag, "1"))]))
@@ -302,9 +383,11 @@ def own(tmp_path, monkeypatch):
     (tmp_path / "at_import.py").write_text("open('nowhere')\n")
     (tmp_path / "needs.py").write_text("import a_package_that_is_not_there\n")
     monkeypatch.chdir(tmp_path)
+    before = set(sys.modules)
     yield
-    for name in ("own", "typo", "at_import", "needs"):
-        sys.modules.pop(name, None)
+    for name in set(sys.modules) - before:
+        if str(tmp_path) in str(getattr(sys.modules[name], "__file__", "")):
+            del sys.modules[name]
 
 
 @pytest.mark.parametrize("name, said", [
@@ -315,20 +398,74 @@ def own(tmp_path, monkeypatch):
     ("one_argument", "TypeError: one_argument() takes 1"),
     ("raises", "ZeroDivisionError: the first and the second line"),
     ("raises_without_a_word", "AssertionError")])
-def test_a_reward_that_fails_is_one_line(corpus, begun, own, capsys, name, said):
-    error = refused(capsys, begun, lambda: main(begun, corpus, "--reward", f"own:{name}"))
+def test_a_reward_that_fails_is_one_line_before_anything_is_trained(corpus, tmp_path, own, capsys,
+                                                                    name, said):
+    error = one_line(capsys, lambda: main(tmp_path / "run", corpus, "--reward", f"own:{name}"))
     assert f"--reward own:{name}" in error and said in error
+    assert not list(tmp_path.glob("run/steps/*"))
 
 
 @pytest.mark.parametrize("name, said", [
     ("typo:f", "typo.py, line 1"), ("at_import:f", "FileNotFoundError"),
     ("needs:f", "a_package_that_is_not_there"), ("own.absent:f", "own"), ("own:f.g", "f.g"),
-    (":", "module:function"), ("..:f", "relative import")])
+    (":", "module:function"), ("own.py", "FILE.py:function"), ("..:f", "relative import"),
+    ("absent:f", "no module absent in {here}"), ("lib/absent.py:f", "looked for in {here}"),
+    ("lib:f", "lib"), ("lib.py:f", "no such file"), ("typo.py:f", "line 1"),
+    ("own.py:short", "own.py has no function short; it has constant, infinite"),
+    ("reward:length", "write ./reward.py:function"), ("infra.text:f", "write ./infra.py:function"),
+    ("rest:f", "rest is a part of this program")])
 def test_a_module_that_cannot_be_had_is_refused_at_once(corpus, tmp_path, own, capsys,
                                                         name, said):
     error = one_line(capsys, lambda: main(tmp_path / "run", corpus, "--reward", name))
-    assert f"--reward {name}" in error and said in error
+    assert f"--reward {name}" in error and said.format(here=Path.cwd()) in error
     assert not list(tmp_path.glob("run/steps/*"))
+
+
+class Lines:
+    """Texts whose ids are their lines."""
+
+    lines = staticmethod(list)
+
+
+FILE = """
+from __future__ import annotations
+import dataclasses
+import beside
+@dataclasses.dataclass
+class Answer:
+    sizes: list[int]
+answer = Answer([])
+def length(sources, outputs):
+    answer.sizes.append((len(sources), len(outputs)))
+    return [beside.SHARE * len(y) for y in outputs]
+"""
+
+
+@pytest.mark.parametrize("name", ["lib/my reward.v2.py:length", "./reward.py:length",
+                                  "{here}/reward.py:length", "lib.module:length"])
+def test_a_function_of_a_file_or_a_module_in_batches(tmp_path, own, name):
+    """Of whatever name and place, with what lies beside it, and as a whole number of batches."""
+    (tmp_path / "lib").mkdir()
+    for path in ("lib/my reward.v2.py", "reward.py", "lib/module.py"):
+        (tmp_path / path).write_text(FILE)
+    for path in ("beside.py", "lib/beside.py"):
+        (tmp_path / path).write_text("SHARE = 0.01\n")
+    n = 2 * BATCH + 5
+    outputs = ["a" * (k % 100) for k in range(n)]
+    reward = own_reward(name.format(here=tmp_path), Lines())
+    np.testing.assert_allclose(reward(n * ["x"], outputs), [len(y) / 100 for y in outputs], 1e-6)
+    made = next(module for key, module in sys.modules.items()
+                if key.startswith(("own_reward_", "lib.")) and hasattr(module, "answer"))
+    assert made.answer.sizes == [(BATCH, BATCH), (BATCH, BATCH), (5, 5)]
+    assert sys.modules["reward"].RewardModel is RewardModel  # the program's stays what it was
+
+
+def test_an_edited_reward_is_not_gone_on_with(corpus, begun, own, capsys):
+    flags = [*BRIEF, "--reward", "own.py:constant"]
+    run_cli(lambda: main(begun, corpus, *flags, "--stop-after", "evaluate-bc"))
+    Path("own.py").write_text(REWARDS.replace("0.5", "0.25", 1))
+    error = one_line(capsys, lambda: main(begun, corpus, *flags, "--resume"))
+    assert "reward is not the same" in error
 
 
 def test_a_constant_reward_works(corpus, begun, own, no_figures, capsys):
@@ -367,16 +504,28 @@ def test_no_number_is_without_bounds(program):
     ("--seed " + "9" * 5000, "--seed"), ("--seed 18446744073709551616", "--seed"),
     ("--seed x", "--seed"), ("--seed -1", "--seed -1"), ("--lr nan", "--lr nan"),
     ("--lr 1e999", "--lr inf"), ("--lr=-inf", "--lr -inf"), ("--top-k 1e3", "--top-k"),
-    ("--rows 999999999999", "--rows 999999999999"), ("--dropout 0.91", "--dropout 0.91"),
+    ("--sample-batch-size 999999999999", "--sample-batch-size 9"), ("--dropout 0.91", "--dropout 0.91"),
     ("--improve", "--improve"), ("--thresholds x", "--thresholds"),
     ("--device nonsense", "--device nonsense"), ("--device cuda:99", "--device cuda:99"),
     ("--device meta", "--device meta"), ("--device cuda:x", "--device cuda:x"),
     ("--device CPU", "--device CPU"), ("--nonsense 1", "--nonsense"), ("stray", "stray"),
-    ("--loss nonsense", "--loss"), ("--method nonsense", "--method")])
+    ("--loss nonsense", "--loss"), ("--method nonsense", "--method"),
+    ("--grow 2 --improve 0", "Grow 2 has no Improve"), ("--improve 1 0", "Grow 2 has no Improve"),
+    ("--no-unfiltered --improve 0 1", "Grow 1 has no Improve, nor I = 0"),
+    ("--grow 999999999 --improve 3 0", "Grow 2 has no Improve"),
+    ("--stop-after grow1", "no step is called so; there are bc, "),
+    ("--stop-after improve-1-9", "improve-1-4, grow-2")])
 @pytest.mark.parametrize("program", [train_toy, train_mt])
 def test_settings_that_cannot_be(run_there, capsys, program, flags, said):
     call = lambda: program.main(["--out", str(run_there), *flags.split()])
     assert said in refused(capsys, run_there, call)
+
+
+def test_a_beam_wider_than_the_vocabulary_is_refused_before_anything_is_trained(corpus, tmp_path,
+                                                                                 capsys):
+    error = one_line(capsys, lambda: main(tmp_path / "run", corpus, "--beam", "328"))
+    assert "--beam 328 is wider than the vocabulary" in error
+    assert not list(tmp_path.glob("run/steps/*"))
 
 
 def test_a_device_that_is_not_there_makes_no_folder(tmp_path, capsys):
@@ -400,14 +549,17 @@ def test_an_out_that_cannot_be_made(tmp_path, monkeypatch, capsys, out):
 
 
 def test_what_no_memory_holds(tmp_path):
-    """In a process that may have 16 GB of addresses, and asks for more."""
+    """In a process that may have 64 GB of addresses, and asks for more."""
     resource = pytest.importorskip("resource")
-    limit = lambda: resource.setrlimit(resource.RLIMIT_AS, (2**34, 2**34))
-    done = subprocess.run([sys.executable, train_toy.__file__, "--out", str(tmp_path / "run"),
-                           "--device", "cpu", "--d-model", "2000000000"], env=ENVIRONMENT,
-                          capture_output=True, text=True, preexec_fn=limit)
-    assert done.returncode == 2, done.stderr
-    assert done.stderr.startswith("error: not enough memory") and done.stderr.count("\n") == 1
+
+    def main():
+        resource.setrlimit(resource.RLIMIT_AS, (2**36, 2**36))
+        run_cli(lambda: train_toy.main(["--out", str(tmp_path / "run"), "--device", "cpu",
+                                        "--d-model", "2000000000"]))
+
+    assert died(forked(main, tmp_path / "errors")) == 2
+    error = (tmp_path / "errors").read_text()
+    assert error.startswith("error: not enough memory") and error.count("\n") == 1
 
 
 # ------------------------------------------------------------------------------------- translate
@@ -513,7 +665,7 @@ def test_what_is_not_utf8_names_its_line(finished, monkeypatch, capsys, text, li
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text)))
     call = lambda: train_mt.main(["translate", "--run", str(finished)])
     error = refused(capsys, finished, call)
-    assert f"standard input, line {line}: not UTF-8" in error
+    assert f"standard input, line {line}: not valid UTF-8" in error
 
 
 # ------------------------------------------------------------------------------------------ fuzz
@@ -531,7 +683,7 @@ def tried(cases, strategy, check):
 
 
 def unless_refused(function, *args):
-    """Its value; or None after a UserError, of which `guarded` makes one line."""
+    """Its value; or None after a UserError, of which `run_cli` makes one line."""
     try:
         return function(*args)
     except UserError as error:
@@ -686,14 +838,14 @@ def test_fuzz_models(cases, tmp_path, policy):
         content = {"config": {**config, name: value} if of_config else config,
                    "weights": weights if of_config else {**weights, name: value}}
         storage.save(tmp_path / "policy.pt", content)
-        unless_refused(train_mt.load, tmp_path / "policy.pt", Transformer, "cpu")
+        unless_refused(load_model, tmp_path / "policy.pt", Transformer, "cpu")
 
     few = JSON.filter(lambda x: not (isinstance(x, int) and x > 1000))  # layers are made one by one
     tried(cases, st.tuples(st.sampled_from([*config, *weights]), few, st.booleans()), check)
 
 
 @CASES
-def test_fuzz_journal(cases, tmp_path):
+def test_fuzz_event_log(cases, tmp_path):
     path = tmp_path / "metrics.jsonl"
     known = [{"event": "step", "step": "bc", "seconds": 2.5},
              {"event": "part", "step": "grow-1", "seconds": 1, "part": 0},
@@ -705,9 +857,9 @@ def test_fuzz_journal(cases, tmp_path):
         path.write_bytes(content)
         run = Run(train_toy.Settings(out=str(tmp_path), resume=True), "toy")
         assert content.startswith(path.read_bytes())
-        journal = EventLog(path, lambda mark: True)
-        journal.add("step", step="x", seconds=1.0)
-        assert EventLog(path, lambda mark: True).events[:-1] == journal.events == run.journal.events
+        log = EventLog(path, lambda mark: True)
+        log.add("step", step="x", seconds=1.0)
+        assert EventLog(path, lambda mark: True).events[:-1] == log.events == run.event_log.events
 
     Run(train_toy.Settings(out=str(tmp_path)), "toy")
     (tmp_path / "steps/bc.pt").write_bytes(b"")
@@ -720,13 +872,14 @@ def test_fuzz_journal(cases, tmp_path):
 @pytest.mark.parametrize("show", [0, 1])
 def test_fuzz_config(cases, tmp_path, show):
     config = tmp_path / "config.json"
-    Run(train_toy.Settings(out=str(tmp_path)), "toy").step("bc", lambda: {})
+    run = Run(train_toy.Settings(out=str(tmp_path)), "toy")
+    run.begin("bc"), run.end({})
     whole = json.loads(config.read_text())
 
     def check(content):
         config.write_bytes(content)
         settings = train_toy.Settings(out=str(tmp_path), resume=True, show=show)
-        unless_refused(lambda: Run(settings, "toy"))
+        unless_refused(Run, settings, "toy")
         assert config.read_bytes() == content
 
     inner = altered(whole["settings"]).map(lambda x: json.dumps(whole).encode().replace(

@@ -1,8 +1,10 @@
 """losses.py: loops written from the equations, special cases, gradients, and exact enumeration.
 
 All in float64 and on the CPU. A batch here is ragged: lengths from 1 to T, padding at the right.
+At the end the modules that Improve uses, against the functions, and in a training.
 """
 
+import copy
 import itertools
 import math
 
@@ -12,6 +14,14 @@ import torch
 import torch.nn.functional as F
 
 import losses
+import rest
+from infra.batches import collate
+from infra.pairs import Pairs
+from infra.storage import Checkpoint
+from infra.trainer import Training
+from losses import ReferenceModels
+from model import EOS, Config, Transformer, shift_right, token_logprobs
+from reward import ValueModel
 
 V = 7
 LENGTHS = [4, 1, 9, 6, 2, 7]
@@ -322,10 +332,6 @@ def test_anneal():
     assert values == sorted(values, reverse=True)
 
 
-def test_the_names_offered_are_functions():
-    assert all(callable(getattr(losses, name)) for name in losses.LOSSES)
-
-
 # ------------------------------------------------------------------------------------------------
 # Gradients
 
@@ -463,3 +469,151 @@ def test_expected_gradient_is_the_gradient_of_expected_reward(loss, baseline, ra
         value = losses.ppo(logprobs, logprobs.detach(), advantages, 0 * mask, mask)
     for got, expected in zip(torch.autograd.grad(value, (first, second)), exact):
         close(-got.numpy(), expected.numpy())
+
+
+# ------------------------------------------------------------------------------------------------
+# The losses as Improve uses them
+
+MODULES = losses.LOSSES | {"ppo": losses.PPO}
+
+
+def small_policy(seed):
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return Transformer(Config(12, 8, 2, 1, 1, 16, 0.1, 10)).eval()
+
+
+SOURCES = [np.append(np.arange(3, 4 + k), EOS) for k in range(5)]
+PAIRS = Pairs.of([0, 1, 2, 3, 4, 4], [[5, 6, EOS], [EOS], [7, 3, 4, 9, EOS], [4, EOS], [8, 8, 8],
+                                      [11, 3, EOS]], reward=np.linspace(0, 1, 6))
+PAIRS.logprobs[:] = np.random.default_rng(0).normal(-2, 0.5, len(PAIRS.tokens))
+HP = Training(updates=8, batch_tokens=20, lr=1e-2, warmup=0, evaluate_every=100)
+
+
+def module(name, policy=None, **settings):
+    """A loss of a small policy, its references being others; they stay in training mode."""
+    value = ValueModel.from_policy(small_policy(3))
+    torch.nn.init.normal_(value.head.weight, generator=torch.Generator().manual_seed(0))
+    reference = ReferenceModels(small_policy(1).train(), small_policy(2).train(), value.train())
+    return MODULES[name](rest.Settings(**settings), policy or small_policy(0), reference)
+
+
+def called(loss, update=0):
+    """The loss of all pairs, its policy's logits, and the batch."""
+    batch = collate(PAIRS, SOURCES, np.arange(len(PAIRS)))
+    logits = loss.policy[0](batch.source, shift_right(batch.tokens))
+    return loss(logits, batch, update, 8), logits, batch
+
+
+def as_function(name, loss, frozen, logits, batch, progress):
+    """The same by the function of that name, from what the other networks say of the batch."""
+    settings, mask = loss.settings, batch.mask
+    bc, behaviour, value = (net.eval() for net in vars(loss.reference).values())
+    given = batch.source, shift_right(batch.tokens)
+    logprobs, frozen_logprobs, mle_logprobs = (
+        token_logprobs(net, batch.source, batch.tokens) for net in (loss.policy[0], frozen, bc))
+    advantages = batch.reward - value(batch.source, batch.tokens).sigmoid()
+    if name == "bc":
+        return losses.bc(logits, batch.tokens, settings.label_smoothing)
+    if name == "gold":
+        return losses.gold(logprobs, frozen_logprobs, mle_logprobs, mask, settings.gold_reward)
+    if name == "oac":
+        return losses.oac(logprobs, advantages, mask)
+    if name == "bvmpo":
+        kl = losses.kl_divergence(behaviour(*given), logits)
+        return losses.bvmpo(logprobs, advantages, kl, mask, torch.zeros(()),
+                            losses.anneal(progress), settings.bvmpo_epsilon)
+    kl = losses.kl_divergence(logits, bc(*given))
+    return losses.ppo(logprobs, batch.old_logprobs, batch.reward, kl, mask,
+                      kl_weight=settings.ppo_kl)
+
+
+@pytest.mark.parametrize("name, settings", [
+    ("bc", {}), ("bc", {"label_smoothing": 0.2}), ("gold", {}), ("gold", {"gold_reward": "s"}),
+    ("oac", {}), ("bvmpo", {}), ("bvmpo", {"bvmpo_epsilon": 0.3}), ("ppo", {"ppo_kl": 0.3})])
+@pytest.mark.parametrize("update", [0, 6])
+def test_a_module_is_the_function_of_what_the_references_say(name, settings, update):
+    loss = module(name, **settings)
+    policy = loss.policy[0]
+    with torch.no_grad():
+        policy.embedding.weight *= 1.5
+    # the policy that GOLD knew last; by default it takes its copy at every hundredth update
+    frozen = copy.deepcopy(policy) if update == 0 else small_policy(0)
+    got, logits, batch = called(loss, update)
+    expected = as_function(name, loss, frozen.requires_grad_(False), logits, batch, update / 8)
+    assert got.shape == () and got.item() == pytest.approx(expected.item(), rel=1e-5)
+    gradients = [torch.autograd.grad(x, list(policy.parameters()), retain_graph=True)
+                 for x in (got, expected)]
+    assert any(g.abs().max() > 1e-3 for g in gradients[0])
+    for a, b in zip(*gradients):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_the_references_are_no_part_of_a_loss(name):
+    """Neither trained nor saved, nor is the policy; and no gradient reaches them."""
+    loss = module(name)
+    kept = {"gold": {f"frozen.{k}" for k in small_policy(0).state_dict()}, "bvmpo": {"log_eta"}}
+    assert set(loss.state_dict()) == kept.get(name, set())
+    trained = [k for k, p in loss.named_parameters() if p.requires_grad]
+    assert trained == (["log_eta"] if name == "bvmpo" else [])
+    networks = vars(loss.reference).values()
+    others = {p.data_ptr() for net in (*networks, loss.policy[0]) for p in net.parameters()}
+    assert not others & {p.data_ptr() for p in loss.parameters()}
+    called(loss)[0].backward()
+    assert all(p.grad is None for net in networks for p in net.parameters())
+
+
+def test_golds_copy_is_renewed_every_gold_sync_updates():
+    """With a state of its own, and not trained."""
+    loss, seen = module("gold", gold_sync=3), []
+    policy = loss.policy[0]
+    for update in range(7):
+        with torch.no_grad():
+            policy.embedding.weight += 1
+        called(loss, update)
+        between = policy.embedding.weight - loss.frozen.embedding.weight
+        seen.append(between.mean().item())
+    assert seen == pytest.approx([0, 1, 2, 0, 1, 2, 0], abs=1e-5)
+    other = module("gold", gold_sync=3)
+    other.load_state_dict(loss.state_dict())
+    with torch.no_grad():
+        policy.embedding.weight += 1  # the copies are not the policy
+    assert torch.equal(other.frozen.embedding.weight, loss.frozen.embedding.weight)
+    assert (policy.embedding.weight - loss.frozen.embedding.weight).mean() > 0.9
+
+
+@pytest.mark.parametrize("name", ["gold", "bvmpo"])
+def test_what_a_loss_keeps_is_trained_and_saved_with_the_policy(name, tmp_path, save_always):
+    """Killed after its fifth update, a training goes on with the same copy, the same η."""
+    path = tmp_path / "checkpoint.pt"
+
+    def train(killed=False, checkpoint=None):
+        policy = small_policy(0)
+        loss = module(name, policy, gold_sync=3)
+        calls, forward = itertools.count(), loss.forward
+
+        def counted(*args):
+            if killed and next(calls) == 5:
+                raise KeyboardInterrupt
+            return forward(*args)
+
+        loss.forward = counted
+        rest.improve(policy, PAIRS, SOURCES, loss.settings, HP, 1, loss, checkpoint=checkpoint)
+        return policy.state_dict(), loss.state_dict()
+
+    whole = train()
+    with pytest.raises(KeyboardInterrupt):
+        train(killed=True, checkpoint=Checkpoint(path))
+    for found, expected in zip(train(checkpoint=Checkpoint(path)), whole):
+        assert all(torch.equal(found[k], x) for k, x in expected.items())
+    kept = torch.load(path, weights_only=True)["content"]["content"]["loss"]
+    assert set(kept) == set(whole[1])
+    if name == "bvmpo":
+        assert kept["log_eta"].item() == whole[1]["log_eta"].item() != 0
+
+
+def test_the_names_offered_are_losses_and_functions():
+    for name, loss in MODULES.items():
+        assert issubclass(loss, losses.Loss) and callable(getattr(losses, name))
+    assert [name for name in MODULES if MODULES[name].needs_value] == ["bvmpo", "oac"]

@@ -1,4 +1,7 @@
-"""model.py: the cache, sampling and beam search against slow loops through the uncached model."""
+"""model.py: the cache and sampling against slow loops through the uncached model.
+
+Beam search is here where it must do as sampling does; its own tests are in test_beam.py.
+"""
 
 import itertools
 import math
@@ -12,8 +15,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import model as model_py
 from infra.beam import beam_search
 from infra.trainer import GRAPHS
-from model import (BOS, Cache, Config, EOS, PAD, Transformer, sample, sample_token, shift_right,
-                   token_logprobs, truncate)
+from model import (BOS, EOS, PAD, Cache, Config, Dropout, Transformer, sample, sample_token,
+                   shift_right, token_logprobs, truncate)
 
 V = 11  # the vocabulary of most models here
 TOLERANCES = [(torch.float64, 1e-10), (torch.float32, 1e-5)]
@@ -94,7 +97,7 @@ def lengths_of(tokens):
 def count_compactions(monkeypatch, every=1):
     """Compact as often as that; the list returned grows by one with every compaction."""
     calls, select = [], Cache.select
-    monkeypatch.setitem(model_py.LOOK_EVERY, "cpu", every)
+    monkeypatch.setitem(model_py.CHECK_EVERY, "cpu", every)
     monkeypatch.setattr(Cache, "select", lambda *args: (calls.append(1), select(*args)))
     return calls
 
@@ -190,7 +193,7 @@ def test_a_source_alone_in_a_padded_and_in_a_permuted_batch_has_the_same_logits(
 
 @pytest.mark.parametrize("decode", [
     lambda net, src: sample(net, src, temperature=0).tokens[:, 0],
-    lambda net, src: beam_search(net, src, beam=3)], ids=["greedy", "beam"])
+    lambda net, src: beam_search(net, src, beam=3)[:, 0]], ids=["greedy", "beam"])
 def test_a_source_alone_in_a_padded_and_in_a_permuted_batch_has_the_same_output(decode):
     net, src, order = tiny(bias={EOS: 1.5}), ragged(3, 8, 1, 5, 6, 2), [2, 0, 5, 3, 1, 4]
     batch = decode(net, src)
@@ -243,6 +246,30 @@ def test_target_padding_changes_no_logprob_and_has_none():
     short = token_logprobs(net, src[1:], tokens[1:, :2])
     torch.testing.assert_close(padded[1:, :2], short)
     assert (padded[1, 2:] == 0).all()
+
+
+# ------------------------------------------------------------------------------------- dropout
+
+
+@pytest.mark.parametrize("p", [0.0, 0.001, 0.25, 0.9])
+def test_dropout_drops_its_share_and_keeps_the_mean(p):
+    x = torch.ones(300, 301, requires_grad=True)  # no multiple of the eight that share a number
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        y = Dropout(p)(x)
+    share = round(256 * p) / 256
+    assert (y == 0).float().mean().item() == pytest.approx(share, abs=0.01)
+    torch.testing.assert_close(y[y != 0], torch.full_like(y[y != 0], 1 / (1 - share)))
+    y.sum().backward()
+    assert torch.equal(x.grad, y) and torch.equal(Dropout(p).eval()(x), x)
+
+
+def test_dropout_of_all_leaves_zeros():
+    """And a gradient of zeros: nothing is divided by the share that is kept."""
+    x = torch.full((5, 7), 3.0, requires_grad=True)
+    y = Dropout(1.0)(x)
+    y.sum().backward()
+    assert y.tolist() == x.grad.tolist() == torch.zeros(5, 7).tolist()
 
 
 # ------------------------------------------------------------------------------------- sampling
@@ -398,7 +425,7 @@ class Waits(TorchDispatchMode):
 @pytest.mark.parametrize("how", [{}, dict(temperature=0),
                                  dict(temperature=0.5, top_k=3, top_p=0.9)], ids=str)
 def test_between_two_looks_at_what_has_ended_decoding_waits_for_nothing(monkeypatch, how):
-    monkeypatch.setitem(model_py.LOOK_EVERY, "cpu", 4)
+    monkeypatch.setitem(model_py.CHECK_EVERY, "cpu", 4)
     drawn, draws = [], model_py.random_numbers  # a copy to the device, which waits as well
     monkeypatch.setattr(model_py, "random_numbers", lambda *x: drawn.append(x) or draws(*x))
     net, src, waits = tiny(bias={EOS: -50.0}), ragged(5, 2), {}
@@ -443,13 +470,11 @@ def test_max_len_is_respected(max_len):
     out = sample(net, src, n_samples=2, max_len=max_len, generator=rng())
     assert out.tokens.shape == out.logprobs.shape == (2, 2, max_len or 12)
     assert (own_logprobs(net, src, out.tokens) - out.logprobs).abs().max() < 1e-5
-    assert beam_search(net, src, beam=2, max_len=max_len).shape == (2, max_len or 12)
 
 
 def test_outputs_are_no_wider_than_the_longest():
     net, src = tiny(bias={EOS: 50.0}), ragged(3, 2)
     assert sample(net, src, n_samples=2, generator=rng()).tokens.tolist() == [[[EOS]] * 2] * 2
-    assert beam_search(net, src, beam=2).tolist() == [[EOS]] * 2
 
 
 @pytest.mark.parametrize("decode", [lambda net, src: sample(net, src, generator=rng()),
@@ -473,7 +498,7 @@ def test_decoding_is_without_dropout_and_leaves_every_mode_as_it_was(monkeypatch
 def test_samples_can_be_trained_on():
     net, src = tiny(), ragged(4, 2)
     out = sample(net, src, generator=rng())
-    best = beam_search(net, src, beam=2)
+    best = beam_search(net, src, beam=2)[:, 0]
     assert not (out.tokens.is_inference() or out.logprobs.is_inference() or best.is_inference())
     logprobs = token_logprobs(net, src, out.tokens[:, 0])
     ((logprobs - out.logprobs[:, 0]).exp() * logprobs).sum().backward()
@@ -487,73 +512,6 @@ def test_bfloat16():
     own = own_logprobs(net, src, out.tokens)
     assert out.logprobs.dtype == own.dtype == torch.float32
     assert (out.logprobs - own).abs().max() < 0.1
-    assert beam_search(net, src, beam=2).shape[0] == 3
-
-
-# ---------------------------------------------------------------------------------- beam search
-
-
-def reference_beam(net, source, beam, max_len, length_penalty):
-    """One source, Python lists, no cache. Returns its tokens and whether they ended."""
-    beams, best, n_ended = [(0.0, [])], (-math.inf, None), 0
-    for t in range(1, max_len + 1):
-        candidates = [(score + logprob, tokens + [token]) for score, tokens in beams
-                      for token, logprob in enumerate(next_logprobs(net, source, tokens).tolist())]
-        candidates = sorted(candidates, reverse=True)[: 2 * beam]
-        for score, tokens in candidates[:beam]:
-            if tokens[-1] == EOS:
-                n_ended += 1
-                best = max(best, (score / t**length_penalty, tokens))
-        beams = [candidate for candidate in candidates if candidate[1][-1] != EOS][:beam]
-        if n_ended >= beam and beams[0][0] / t**length_penalty <= best[0]:
-            break
-    return (beams[0][1], False) if best[1] is None else (best[1], True)
-
-
-@pytest.mark.parametrize("beam, length_penalty, eos", [
-    (2, 1.0, 1.5), (4, 1.0, 2.0), (4, 0.0, 2.0), (3, 0.6, 1.5), (5, 2.0, 3.0), (4, 1.0, -1.0)])
-def test_beam_search_is_that_of_a_plain_loop(beam, length_penalty, eos):
-    """Were the cache not reordered along with the beams, their later scores would be wrong."""
-    net, src, max_len = tiny(bias={EOS: eos}), ragged(5, 2, 7, 1, 4, 3, 6, 8), 7
-    out = beam_search(net, src, beam, max_len, length_penalty)
-    expected = [reference_beam(net, source[source != PAD], beam, max_len, length_penalty)
-                for source in src]
-    assert [strip(row) for row in out] == [tokens for tokens, _ in expected]
-
-
-def test_beam_search_in_float64():
-    net, src = tiny(seed=2, dtype=torch.float64, bias={EOS: 2.0}), ragged(5, 2)
-    assert torch.equal(beam_search(net, src, beam=3), beam_search(net.float(), src, beam=3))
-
-
-@pytest.mark.parametrize("length_penalty", [0.0, 1.0, 1.5])
-@pytest.mark.parametrize("max_len", [3, 4])
-def test_a_wide_beam_finds_the_best_of_all_outputs(max_len, length_penalty):
-    """Only eos, 3, 4 and 5 can be: a vocabulary this large is there to allow a beam this wide."""
-    size = 130
-    net = tiny(seed=3, vocab_size=size, bias={token: -1e4 for token in range(6, size)} | {EOS: 1.0})
-    src = ragged(*[5, 2, 4, 1, 3] * 8, vocab_size=6)
-    out = beam_search(net, src, size - 3, max_len, length_penalty)
-    bodies = [body for n in range(max_len) for body in itertools.product((3, 4, 5), repeat=n)]
-    tokens = torch.tensor([[*body, EOS] + [PAD] * (max_len - 1 - len(body)) for body in bodies])
-    for source, row in zip(src, out):
-        with torch.no_grad():
-            score = token_logprobs(net, source.expand(len(tokens), -1), tokens).sum(-1)
-        winner = tokens[(score / lengths_of(tokens) ** length_penalty).argmax()]
-        assert strip(row) == strip(winner)
-
-
-@pytest.mark.parametrize("eos", [1.5, -50.0])
-def test_a_beam_of_1_is_greedy(eos):
-    net, src = tiny(bias={EOS: eos}), ragged(3, 8, 1, 5, 6, 2)
-    out = sample(net, src, temperature=0).tokens[:, 0]
-    assert torch.equal(beam_search(net, src, beam=1), out)
-    assert (out == EOS).any() == (eos > 0)
-
-
-def test_a_beam_never_returns_pad_or_bos():
-    net = tiny(bias={PAD: 50.0, BOS: 50.0, EOS: -50.0})
-    assert beam_search(net, ragged(5, 2), beam=3).min() > EOS
 
 
 # --------------------------------------------------------------------------- arguments, learning
@@ -570,18 +528,12 @@ def test_sample_names_the_argument_that_is_out_of_range(how, named):
         sample(tiny(), ragged(3), **how)
 
 
-@pytest.mark.parametrize("how, named", [
-    (dict(beam=0), "beam = 0"), (dict(beam=9), "beam = 9"), (dict(max_len=13), "max_len = 13")])
-def test_beam_search_names_the_argument_that_is_out_of_range(how, named):
-    with pytest.raises(ValueError, match=named):
-        beam_search(tiny(), ragged(3), **how)
-
-
 @pytest.mark.parametrize("decode", [sample, beam_search])
 @pytest.mark.parametrize("src, named", [
     (torch.full((1, 13), 3), "13 tokens.* 12"), (torch.tensor([[3, V]]), f"3 to {V},.* {V - 1}$"),
     (torch.tensor([[-1, 3]]), "-1 to 3"), (torch.tensor([3, 4]), r"shape \(2,\)"),
-    (torch.zeros(0, 4, dtype=torch.long), r"shape \(0, 4\)")])
+    (torch.zeros(0, 4, dtype=torch.long), r"shape \(0, 4\)"),
+    (torch.tensor([[3, 4]], dtype=torch.int32), "torch.int32.* torch.int64")])
 def test_decoding_names_what_is_wrong_with_the_sources(decode, src, named):
     with pytest.raises(ValueError, match=named):
         decode(tiny(), src)

@@ -1,10 +1,12 @@
 """processes.py: one, two and four processes on a CPU (gloo) do the same work, and write it once."""
 
 import json
+import multiprocessing
 import os
+import runpy
 import socket
-import subprocess
 import sys
+from multiprocessing import forkserver
 from pathlib import Path
 
 import numpy as np
@@ -12,16 +14,16 @@ import pytest
 import torch
 
 import losses
-from infra import sampling
-from infra import processes
-import rest
+from infra import processes, sampling
 from infra.batches import pad
+from infra.cli import run_cli
 from infra.pairs import Pairs
-from infra.trainer import Training, step
+from infra.trainer import Trainer, Training
 from model import Config, Transformer, shift_right
 from reward import RewardModel
 
 ROOT = Path(__file__).parent.parent
+PRELOAD = ["test_processes", "train_toy", "torch._dynamo", "infra.figures", "matplotlib.pyplot"]
 
 
 def free_port():
@@ -30,17 +32,44 @@ def free_port():
         return s.getsockname()[1]
 
 
-def run_together(world, *command, cwd=None):
-    """The same command in `world` processes that know of each other, one thread each."""
-    shared = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1",
-              "MASTER_PORT": str(free_port()), "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
-    processes = [subprocess.Popen([sys.executable, *map(str, command)], text=True, cwd=cwd,
-                                  env={**os.environ, **shared, "RANK": str(rank)},
-                                  stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-                 for rank in range(world)]
-    outputs = [process.communicate(timeout=300) for process in processes]
-    assert all(process.returncode == 0 for process in processes), outputs
-    return outputs
+@pytest.fixture(scope="module", autouse=True)
+def server():
+    """What the processes are copies of, so that only one has to import everything."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        patch.setenv("PYTHONPATH", f"{ROOT}{os.pathsep}{ROOT / 'tests'}")
+        multiprocessing.get_context("forkserver").set_forkserver_preload(PRELOAD)
+        forkserver.ensure_running()
+
+
+def run_together(world, folder, work, *args):
+    """work(*args) in `world` processes that know of each other -> what each of them printed."""
+    shared = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    said = [folder / f"said-{rank}" for rank in range(world)]
+    started = [multiprocessing.get_context("forkserver").Process(
+        target=run_one, args=({**shared, "RANK": str(rank)}, said[rank], work, args))
+        for rank in range(world)]
+    for process in started:
+        process.start()
+    for process in started:
+        process.join(300)
+        process.kill()  # one that did not end
+    texts = [file.read_text() for file in said]
+    assert all(process.exitcode == 0 for process in started), texts
+    return texts
+
+
+def run_one(environment, said, work, args):
+    os.environ.update(environment)
+    with open(said, "w") as file:
+        for stream in (sys.stdout, sys.stderr):
+            os.dup2(file.fileno(), stream.fileno())
+    work(*args)
+
+
+def train_toy(*argv):
+    sys.argv = ["train_toy.py", *map(str, argv)]
+    runpy.run_path(str(ROOT / "train_toy.py"), run_name="__main__")
 
 
 def sources(n, seed):
@@ -54,13 +83,13 @@ def work(file):
     torch.manual_seed(0)
     policy = Transformer(Config(12, 16, 2, 1, 1, 32, 0.0, 10)).eval()
     given = sources(37, 0)
-    drawn = sampling.sample_outputs(policy, given, 3, (1, 2), 9, rows=12)
+    drawn = sampling.sample_outputs(policy, given, 3, (1, 2), 9, batch_size=12)
     scores = RewardModel.from_policy(policy).score([given[i] for i in drawn.source],
                                                    drawn.targets(), batch_tokens=64)
-    logprobs = rest.logprobs_of(policy, given, drawn, batch_tokens=64)
+    logprobs = sampling.logprobs_of(policy, given, drawn, batch_tokens=64)
+    gathered = processes.all_gather([10 * k for k in processes.shard(range(7))])
     result = {**vars(drawn), "scores": scores, "under_policy": logprobs,
-              "gathered": np.array(processes.all_gather([10 * k for k in processes.shard(range(7))])),
-              "gradient": gradient(policy.double(), given)}
+              "gathered": np.array(gathered), "gradient": gradient(policy.double(), given)}
     other = [None] * processes.world_size()
     if processes.world_size() > 1:
         torch.distributed.all_gather_object(other, result)
@@ -76,23 +105,25 @@ def gradient(policy, given):
     targets = sources(len(given), 1)
     before = torch.nn.utils.parameters_to_vector(policy.parameters()).detach().clone()
 
-    def loss_of(index, progress):
-        src, tokens = (pad([side[i] for i in index]) for side in (given, targets))
-        return losses.bc(policy(src, shift_right(tokens)), tokens)
-
-    step(torch.optim.SGD(policy.parameters(), 1.0), loss_of,
-         [np.arange(21), np.arange(21, 34), np.arange(34, 37)], sum(map(len, targets)), 0,
-         Training(updates=1, lr=1.0, warmup=0, final_lr=1.0, clip=1e9), "cpu")
+    hp = Training(updates=1, accumulate=3, lr=1.0, warmup=0, final_lr=1.0, clip=1e9)
+    counts = np.array([len(y) for y in targets])
+    with Trainer(policy, counts, counts, hp, 0,
+                 optimizer=torch.optim.SGD(policy.parameters(), 1.0)) as trainer:
+        trainer.stream = iter([np.arange(21), np.arange(21, 34), np.arange(34, 37)])
+        for index in trainer.next_update():
+            src, tokens = (pad([side[i] for i in index]) for side in (given, targets))
+            trainer.backward(losses.bc(policy(src, shift_right(tokens)), tokens))
+        trainer.step()
     return (torch.nn.utils.parameters_to_vector(policy.parameters()).detach() - before).numpy()
 
 
 @pytest.fixture(scope="module")
 def worked(tmp_path_factory):
     """What one, two and four processes came to."""
-    files = {k: tmp_path_factory.mktemp("parallel") / f"{k}.npz" for k in (1, 2, 4)}
-    for k, file in files.items():
-        run_together(k, "-c", f"import test_parallel; test_parallel.work({str(file)!r})")
-    return {k: dict(np.load(file)) for k, file in files.items()}
+    folder = tmp_path_factory.mktemp("processes")
+    for k in (1, 2, 4):
+        run_together(k, folder, work, folder / f"{k}.npz")
+    return {k: dict(np.load(folder / f"{k}.npz")) for k in (1, 2, 4)}
 
 
 @pytest.mark.parametrize("k", [2, 4])
@@ -109,7 +140,7 @@ def test_the_gradient_is_that_of_the_whole_step(worked, k):
     np.testing.assert_allclose(worked[k]["gradient"], worked[1]["gradient"], rtol=0, atol=1e-10)
 
 
-def test_shares_come_back_in_order(worked):
+def test_shards_come_back_in_order(worked):
     for k in (1, 2, 4):
         assert worked[k]["gathered"].tolist() == [0, 10, 20, 30, 40, 50, 60]
 
@@ -124,10 +155,10 @@ TINY = """--demonstrations 60 --rated-sources 30 --eval-sources 20 --test-source
 def runs(tmp_path_factory):
     """A small run by one process, and by two, which stop in between and go on."""
     folder = tmp_path_factory.mktemp("runs")
-    run_together(1, ROOT / "train_toy.py", "--out", folder / "one", *TINY)
-    program = (ROOT / "train_toy.py", "--out", folder / "two", *TINY)
-    first = run_together(2, *program, "--stop-after", "grow-1")
-    second = run_together(2, *program, "--resume")
+    run_together(1, folder, train_toy, "--out", folder / "one", *TINY)
+    two = folder, train_toy, "--out", folder / "two", *TINY
+    first = run_together(2, *two, "--stop-after", "grow-1")
+    second = run_together(2, *two, "--resume")
     return folder, first, second
 
 
@@ -153,7 +184,7 @@ def test_two_processes_come_to_the_same_results_as_one(runs):
 
 def test_only_the_first_process_speaks_and_every_line_is_there_once(runs):
     folder, *both = runs
-    for (said, _), (silent, _) in both:
+    for said, silent in both:
         assert "ReST on an invented language" in said and silent == ""
     steps = [json.loads(line)["step"] for line in (folder / "two/metrics.jsonl").read_text()
              .splitlines() if '"event": "step"' in line]
@@ -168,9 +199,42 @@ def test_a_process_that_is_alone_shares_with_no_one():
     assert processes.on_main(lambda: "made") == "made"
 
 
+def summed(folder):
+    processes.start()
+    a, b = torch.ones(2, 2), torch.zeros(3)
+    b += processes.rank()
+    processes.all_reduce([a, b])
+    (folder / str(processes.rank())).write_text(f"{a.sum()} {b[0]}")
+    processes.end()
+
+
 def test_tensors_are_summed_over_processes(tmp_path):
-    program = ("import parallel, torch; processes.start(); a, b = torch.ones(2, 2), torch.zeros(3);"
-               "b += processes.rank(); processes.all_reduce([a, b]); from pathlib import Path;"
-               f"Path({str(tmp_path)!r}, str(processes.rank())).write_text(f'{{a.sum()}} {{b[0]}}')")
-    run_together(3, "-c", program)
+    run_together(3, tmp_path, summed, tmp_path)
     assert [(tmp_path / str(k)).read_text() for k in range(3)] == 3 * ["12.0 3.0"]
+
+
+TOGETHER = {"RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+
+
+@pytest.mark.parametrize("world_size, others, said", [
+    ("2", {}, "RANK and MASTER_ADDR and MASTER_PORT"),
+    ("2", {"RANK": "1", "MASTER_ADDR": "127.0.0.1"}, "but MASTER_PORT"),
+    ("abc", TOGETHER, "is no number"), ("abc", {}, "WORLD_SIZE=abc"), ("", {}, "WORLD_SIZE= ")])
+def test_half_an_environment_of_several_processes_is_one_line(monkeypatch, capsys, world_size,
+                                                              others, said):
+    """What a batch system has left there, say: WORLD_SIZE, and not all that torchrun sets."""
+    for name in TOGETHER:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in {"WORLD_SIZE": world_size, **others}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit) as ended:
+        run_cli(lambda: pytest.fail("it began"))
+    error = capsys.readouterr().err
+    assert ended.value.code == 2 and error.startswith("error: WORLD_SIZE=") and said in error
+    assert error.count("\n") == 1 and "torchrun" in error
+
+
+def test_one_process_that_knows_it_is_alone_needs_no_others(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    processes.start()
+    assert processes.world_size() == 1 and not torch.distributed.is_initialized()

@@ -1,6 +1,6 @@
-"""methods.py: each method's settings, what they make of the loop, and whole little runs.
+"""infra/relatives.py: each method's settings, what they make of the loop, and whole little runs.
 
-What a method makes of the loop is looked at on the task of two words of test_rest.py.
+What a method makes of the loop is looked at on helpers.py's task of two words.
 """
 
 import copy
@@ -12,18 +12,17 @@ import numpy as np
 import pytest
 import torch
 
-from infra import figures
 import losses
 import rest
 import train_mt
 import train_toy
-from infra.relatives import METHODS
+from helpers import BASE_HP, FakeRun, kept_by, oracle, some_bc, some_task, spy, weights
+from infra import figures
 from infra.cli import run_cli
 from infra.pairs import Pairs
-from infra.settings import parse
-from infra.trainer import Training
+from infra.relatives import METHODS
+from infra.settings import choices_of, parse
 from rest import Settings, online
-from test_rest import BASE_HP, FakeRun, kept_by, oracle, some_policy, some_task, spy, weights
 from test_train_toy import TINY
 
 LINE = 0.85  # right and wrong, in the tests' own task
@@ -46,7 +45,7 @@ def test_a_method_is_made_of_settings(name):
         assert type(value) is type(field.default), key
         if isinstance(value, tuple):
             assert {type(x) for x in value} == {type(x) for x in field.default or (0.0,)}, key
-        assert field.metadata["choices"] is None or value in field.metadata["choices"], key
+        assert choices_of(field) is None or value in choices_of(field), key
         assert value != field.default, key  # or it would say nothing
     settings = parse(Settings, ["--method", name], method=METHODS)
     assert settings == Settings(**METHODS[name])
@@ -83,11 +82,7 @@ def test_a_method_overrules_a_preset_and_a_flag_both():
 
 @pytest.fixture(scope="module")
 def bc():
-    """A policy that gets some outputs right."""
-    policy, task = some_policy(), some_task()
-    hp = Training(updates=150, batch_tokens=512, lr=1e-2, warmup=10)
-    rest.improve(policy, task.data, task.sources, SIZES, hp, 0)
-    return policy
+    return some_bc()
 
 
 @pytest.fixture(scope="module")
@@ -99,8 +94,8 @@ def task(bc):
     return replace(some_task(), base=(base, BASE_HP))
 
 
-SIZES = Settings(samples=6, updates=4, evaluate_every=2, batch_tokens=256, lr=3e-3, rows=64, seed=5,
-                 ppo_batch=32, ppo_group=4, ppo_samples=96)
+SIZES = Settings(samples=6, updates=4, evaluate_every=2, batch_tokens=256, lr=3e-3, seed=5, ppo_batch=32,
+                 ppo_group=4, ppo_samples=96)
 
 
 def went(name, bc, task):
@@ -111,7 +106,7 @@ def went(name, bc, task):
     assert not torch.equal(weights(bc), weights(task.base[0]))
     with pytest.MonkeyPatch.context() as patch:
         improves = spy(patch, "improve", lambda args: weights(args[0]))
-        grows = spy(patch, "grow", lambda args: weights(args[0]))
+        grows = spy(patch, "sample_outputs", lambda args: weights(args[0]))
         yielded = [(row, weights(policy), D_g) for row, policy, D_g in
                    rest.rest(bc, copy.copy(task), settings, FakeRun())]
     grows = [call for call in grows if call["args"][2] == settings.samples]
@@ -139,7 +134,7 @@ def test_rest_is_as_it_was(bc, task):
     for row, improve, grow, policy, D_g in yielded:
         assert torch.equal(improve["before"], before) and D_g.human.sum() == len(task.data)
         assert grow["args"][5] == 0.8 and improve["args"][4].updates == SIZES.updates
-        lines = [None, *np.quantile(D_g.reward, (0.5, 0.7, 0.85, 0.95))]
+        lines = [None, *(np.quantile(D_g.reward, q) for q in (0.5, 0.7, 0.85, 0.95))]
         assert row["threshold"] == lines[row["improve"]]
         kept = D_g.reward > (row["threshold"] or -1)
         np.testing.assert_array_equal(kept_by(improve).reward, D_g.reward[kept])
@@ -229,16 +224,20 @@ def test_policy_gradient_is_online_and_never_clipped(bc, task, monkeypatch):
 # ------------------------------------------------------------------------------- whole little runs
 
 
+TINIER = [*TINY, "--demonstrations", "40", "--bc-updates", "6", "--evaluate-every", "3",
+          "--updates", "3"]
+
+
 @pytest.fixture(scope="module")
 def begun(tmp_path_factory):
     """A folder of the toy in which BC and the reward model are trained."""
     folder = tmp_path_factory.mktemp("methods") / "begun"
-    run_cli(lambda: train_toy.main([*TINY, "--out", str(folder), "--stop-after", "evaluate-bc"]))
+    run_cli(lambda: train_toy.main([*TINIER, "--out", str(folder), "--stop-after", "evaluate-bc"]))
     return folder
 
 
-AT = TINY.index("--grow")
-SHORT = TINY[:AT] + TINY[AT + 5 :]  # without --grow 2 --improve 2 1, which overrule a method
+AT = TINIER.index("--grow")
+SHORT = TINIER[:AT] + TINIER[AT + 5 :]  # without --grow 2 --improve 2 1, which overrule a method
 
 
 @pytest.mark.parametrize("name, rows, kept", [
@@ -254,8 +253,7 @@ def test_every_method_runs_from_start_to_end(name, rows, kept, begun, tmp_path, 
     monkeypatch.setattr(figures, "draw", lambda folder: [])
     folder = tmp_path / "run"
     shutil.copytree(begun / "steps", folder / "steps")
-    flags = ["--method", name, "--out", str(folder), "--samples", "4", "--best-of", "1",
-             "--updates", "4"]
+    flags = ["--method", name, "--out", str(folder), "--samples", "4", "--best-of", "1"]
     flags += [] if name == "policy-gradient" else ["--no-ppo"]
     flags += ["--improve", "2", "1"] if name == "rest" else []
     everything = ["--filter", "threshold", "--thresholds", "0"]
@@ -279,7 +277,7 @@ def test_every_method_runs_from_start_to_end(name, rows, kept, begun, tmp_path, 
     assert {k: settings[k] for k in others} == {k: saved[k] for k in others}
     if last == "ReST":
         D_g = Pairs.load(folder / "steps" / f"score-{rows[-1][0]}")
-        assert D_g.human.sum() == (200 if name in ("rest", "rft") else 0)
+        assert D_g.human.sum() == (40 if name in ("rest", "rft") else 0)
 
 
 def test_a_run_of_a_method_is_resumed_with_its_name(begun, tmp_path, monkeypatch, capsys):
@@ -288,8 +286,8 @@ def test_a_run_of_a_method_is_resumed_with_its_name(begun, tmp_path, monkeypatch
     shutil.copytree(begun / "steps", folder / "steps")
 
     def main(*flags):
-        run_cli(lambda: train_toy.main([*TINY, "--out", str(folder), "--no-ppo", "--best-of", "1",
-                                        "--updates", "2", *flags]))
+        run_cli(lambda: train_toy.main([*TINIER, "--out", str(folder), "--no-ppo", "--best-of", "1",
+                                        *flags]))
 
     main("--method", "raft", "--stop-after", "score-1")
     with pytest.raises(SystemExit):

@@ -1,81 +1,39 @@
-"""rest.py: Grow, the filters, Improve, the measures, and Algorithm 1 on a task of two words.
-
-The task: a source is a word and some filler; right is to answer with that word's partner, twice.
-The human pairs get each of the two words right half of the time.
-"""
+"""rest.py: settings, filters, Grow, Improve, Algorithm 1 and online RL, on helpers.py's task."""
 
 import copy
+import functools
 import itertools
 import json
-import time
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 import losses
-import online
 import rest
-from infra import batches, measures
-from infra import trainer
-from infra.batches import collate, pad
+import train_toy
+from helpers import (BASE_HP, FILLER, MAX_LEN, FakeRun, kept_by, oracle, same, some_bc,
+                     some_policy, some_sources, some_task, spy, weights)
+from infra import sampling, trainer
+from infra.batches import bucket_by_length, collate, pad, seed_of
 from infra.checks import grow_stats
 from infra.errors import UserError
-from infra.measures import evaluate
+from infra.measures import bc_row, evaluate, mean_reward
 from infra.pairs import Pairs, first_of_equal, hash_outputs, score, size_of
 from infra.run import Run, Stopped
 from infra.sampling import logprobs_of, sample_outputs
-from infra.settings import RunSettings
+from infra.settings import RunSettings, parse
 from infra.storage import Checkpoint
 from infra.trainer import Training
-from filters import GLOBAL, THRESHOLDS
 from losses import ReferenceModels
-from model import BOS, Config, EOS, PAD, Transformer, token_logprobs
-from rest import FILTERS, Settings, Task, improve, select
-from reward import ValueModel
-
-WORDS, FILLER = 4, 11
-V, MAX_LEN = 12, 6  # ids 3-6 are source words, 7-10 their partners
-
-
-def some_policy(seed=0, **changes):
-    sizes = dict(vocab_size=V, d_model=16, n_heads=2, n_encoder_layers=1, n_decoder_layers=1,
-                 d_ff=32, dropout=0.1, max_len=MAX_LEN)
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return Transformer(Config(**sizes | changes)).eval()
-
-
-def oracle(sources, outputs):
-    """The share of the two words that are right, 0 for an output that is not two words long."""
-    return np.array([((y[:-1] == x[0] + WORDS).mean() if len(y) == 3 and y[-1] == EOS else 0)
-                     for x, y in zip(sources, outputs)], np.float32)
-
-
-def some_sources(n, seed):
-    rng = np.random.default_rng(seed)
-    return [np.array([rng.integers(3, 3 + WORDS), *[FILLER] * rng.integers(0, 4), EOS])
-            for _ in range(n)]
-
-
-def demonstrations(sources, seed):
-    rng = np.random.default_rng(seed)
-    targets = [np.append(np.where(rng.random(2) < 0.5, x[0] + WORDS, rng.integers(7, 11, 2)), EOS)
-               for x in sources]
-    return Pairs.of(range(len(sources)), targets, human=True)
-
-
-def some_task(n=60, reward=oracle):
-    sources = some_sources(n, 1)
-    return Task(sources, demonstrations(sources, 2), some_sources(40, 3), some_sources(50, 4),
-                MAX_LEN, reward, lambda policy, sampled, greedy: {"oracle": float(len(greedy))})
-
+from model import BOS, EOS, PAD, Transformer, token_logprobs
+from rest import FILTERS, Filter, Settings, improve, select
+from reward import RewardModel, ValueModel, train_reward
 
 SETTINGS = Settings(grow=2, improve=(2, 1), samples=6, updates=30, evaluate_every=15,
                     batch_tokens=256, lr=3e-3, filter="threshold", thresholds=(0.25, 0.75),
-                    rows=64, seed=5, value_updates=20, gold_sync=3, ppo_batch=32,
+                    sample_batch_size=256, seed=5, value_updates=4, gold_sync=3, ppo_batch=32,
                     ppo_group=4, ppo_updates=2)
 
 
@@ -85,76 +43,19 @@ def task():
 
 
 @pytest.fixture(scope="module")
-def bc(task):
-    policy = some_policy()
-    hp = Training(updates=150, batch_tokens=512, lr=1e-2, warmup=10)
-    improve(policy, task.data, task.sources, SETTINGS, hp, 0)
-    return policy
+def bc():
+    return some_bc()
 
 
-class FakeRun:
-    """A run that keeps nothing."""
-
-    def __init__(self):
-        self.steps, self.events = [], []
-        self.checkpoint = Checkpoint(Path("nowhere"))
-
-    def step(self, name, make):
-        self.steps.append(name)
-        return make()
-
-    def pairs(self, name, makes, look=None):
-        self.steps.append(name)
-        made = Pairs.join([make() for make in makes])
-        for array in vars(made).values():
-            array.flags.writeable = False  # as what a run loads from disk
-        if look is not None:
-            look(made)
-        return made
-
-    def log(self, event, **values):
-        self.events.append({"event": event, **values})
-
-    def warn(self, text, kind=None):
-        self.log("warning", text=text)
-
-    def seconds_at_work(self):
-        return time.perf_counter()
-
-    def logger(self, step):
-        return lambda event: self.log("train", step=step, **event)
-
-    def seconds(self, name):
-        return 2.0
-
-    def progress(self, title):
-        return lambda items: items
-
-
-def weights(network):
-    return torch.cat([x.detach().flatten().clone() for x in network.state_dict().values()])
-
-
-def kept_by(call):
-    """The pairs that a spied improve() was to train on."""
-    pairs, kept = call["args"][1], call["args"][8]
-    return pairs.select(kept)
-
-
-def drawn_by(policy, task, settings, g=1):
+def grown_samples(policy, task, settings, g=1):
     """The samples of Grow g."""
-    return FakeRun().pairs("grow", rest.draws(policy, task, settings, g, FakeRun()))
+    return rest.grow(policy, task, settings, g, FakeRun())[1]
 
 
 def small_parts(monkeypatch, n):
     """Grow, and whatever goes part by part, take n pairs at a time."""
     monkeypatch.setattr(rest, "PART", n)
     monkeypatch.setattr(Pairs.parts, "__defaults__", (n,))
-
-
-def same(a, b):
-    return all(np.array_equal(x, y, equal_nan=x.dtype.kind == "f")
-               for x, y in zip(vars(a).values(), vars(b).values()))
 
 
 # -------------------------------------------------------------------------------------- filters
@@ -188,22 +89,22 @@ def slow_top(rewards, k):
 def test_filters_against_loops(seed, levels):
     source, reward = random_rewards(seed, levels=levels)
     for tau in (-1.0, 0.0, 0.5, 0.83, 1.0):
-        np.testing.assert_array_equal(FILTERS["threshold"](source, reward, tau),
+        np.testing.assert_array_equal(FILTERS["threshold"].keep(source, reward, tau),
                                       [float(r) > tau for r in reward])
     for q in (0.0, 0.3, 0.5, 0.9, 1.0):
         tau = np.quantile(reward, q)
-        np.testing.assert_array_equal(FILTERS["quantile"](source, reward, q),
+        np.testing.assert_array_equal(FILTERS["quantile"].keep(source, reward, q),
                                       [r > tau for r in reward])
     for p in (0, 10, 25, 50, 90, 99, 100):
         np.testing.assert_array_equal(
-            FILTERS["percentile"](source, reward, p),
+            FILTERS["percentile"].keep(source, reward, p),
             per_source(source, reward, lambda r: r > np.percentile(r, p)))
     for gamma in (0.0, 0.25, 0.5, 0.75, 1.0):
         expected = per_source(source, reward, lambda r: r - ((1 - gamma) * r.mean()
                                                              + gamma * r.max()) > 1e-12)
-        np.testing.assert_array_equal(FILTERS["gamma"](source, reward, gamma), expected)
+        np.testing.assert_array_equal(FILTERS["gamma"].keep(source, reward, gamma), expected)
     for k in (1, 2, 5, 1000):
-        kept = FILTERS["top"](source, reward, k)
+        kept = FILTERS["top"].keep(source, reward, k)
         np.testing.assert_array_equal(kept, per_source(source, reward, lambda r: slow_top(r, k)))
         for x in set(source.tolist()):
             assert kept[source == x].sum() == min(k, (source == x).sum())
@@ -217,7 +118,7 @@ VALUES = {"threshold": (0.0, 0.4, 0.5, 0.8, 1.0), "quantile": (0.0, 0.2, 0.5, 0.
 @pytest.mark.parametrize("name", FILTERS)
 def test_stricter_filters_keep_a_part_of_what_laxer_ones_keep(name):
     source, reward = random_rewards(3)
-    kept = [FILTERS[name](source, reward, value) for value in VALUES[name]]
+    kept = [FILTERS[name].keep(source, reward, value) for value in VALUES[name]]
     for laxer, stricter in itertools.pairwise(kept):
         assert not (stricter & ~laxer).any()
     assert kept[-1].sum() < kept[0].sum()
@@ -229,21 +130,21 @@ def test_filters_do_not_depend_on_the_order_of_the_pairs(name):
     source, reward = random_rewards(4, levels=10**6)
     order = np.random.default_rng(0).permutation(len(source))
     for value in VALUES[name]:
-        np.testing.assert_array_equal(FILTERS[name](source[order], reward[order], value),
-                                      FILTERS[name](source, reward, value)[order])
+        np.testing.assert_array_equal(FILTERS[name].keep(source[order], reward[order], value),
+                                      FILTERS[name].keep(source, reward, value)[order])
 
 
 def test_what_equals_the_threshold_is_dropped():
     source, reward = np.zeros(4, int), np.array([0.25, 0.5, 0.5, 0.75], np.float32)
-    assert list(FILTERS["threshold"](source, reward, 0.5)) == [False, False, False, True]
-    assert list(FILTERS["quantile"](source, reward, 0.5)) == [False, False, False, True]
-    assert list(FILTERS["percentile"](source, reward, 50)) == [False, False, False, True]
-    assert list(FILTERS["gamma"](source, reward, 0)) == [False, False, False, True]
-    assert list(FILTERS["gamma"](source, reward, 0.75)) == [False, False, False, True]
+    assert list(FILTERS["threshold"].keep(source, reward, 0.5)) == [False, False, False, True]
+    assert list(FILTERS["quantile"].keep(source, reward, 0.5)) == [False, False, False, True]
+    assert list(FILTERS["percentile"].keep(source, reward, 50)) == [False, False, False, True]
+    assert list(FILTERS["gamma"].keep(source, reward, 0)) == [False, False, False, True]
+    assert list(FILTERS["gamma"].keep(source, reward, 0.75)) == [False, False, False, True]
     for name, value in [("threshold", 0.75), ("quantile", 1), ("percentile", 100), ("gamma", 1)]:
-        assert not FILTERS[name](source, reward, value).any()
-    assert list(FILTERS["threshold"](source, reward, -1)) == 4 * [True]
-    assert list(FILTERS["quantile"](source, reward, 0)) == [False, True, True, True]
+        assert not FILTERS[name].keep(source, reward, value).any()
+    assert list(FILTERS["threshold"].keep(source, reward, -1)) == 4 * [True]
+    assert list(FILTERS["quantile"].keep(source, reward, 0)) == [False, True, True, True]
 
 
 @pytest.mark.parametrize("level", [0.0, 0.1, 0.3, 0.7, 0.9, 1.0])
@@ -252,12 +153,12 @@ def test_of_equal_rewards_none_is_above(level):
     for source in (np.zeros(7, int), np.arange(7), np.array([4, 4, 1, 1, 1, 0, 9])):
         reward = np.full(7, level, np.float32)
         for tau in np.linspace(0, 1, 21):
-            assert not FILTERS["quantile"](source, reward, tau).any()
-            assert not FILTERS["percentile"](source, reward, 100 * tau).any()
-            assert not FILTERS["gamma"](source, reward, tau).any(), tau
+            assert not FILTERS["quantile"].keep(source, reward, tau).any()
+            assert not FILTERS["percentile"].keep(source, reward, 100 * tau).any()
+            assert not FILTERS["gamma"].keep(source, reward, tau).any(), tau
 
 
-def test_with_ties_what_equals_the_threshold_is_kept():
+def test_inclusive_keeps_what_equals_the_threshold():
     source, reward = np.zeros(4, int), np.array([0.25, 0.5, 0.5, 0.75], np.float32)
     best, better = [False, False, False, True], [False, True, True, True]
     for name, value, kept in [("threshold", 0.5, better), ("threshold", 0.75, best),
@@ -267,29 +168,32 @@ def test_with_ties_what_equals_the_threshold_is_kept():
                               ("gamma", 0.75, best),  # between the two: 0.6875
                               ("threshold", 0.25, 4 * [True]), ("quantile", 0, 4 * [True]),
                               ("percentile", 0, 4 * [True])]:
-        assert list(FILTERS[name](source, reward, value, inclusive=True)) == kept, (name, value)
+        found = FILTERS[name].keep(source, reward, value, inclusive=True)
+        assert list(found) == kept, (name, value)
 
 
-def test_ties_within_each_source():
+def test_inclusive_within_each_source():
     source = np.array([3, 1, 3, 1, 1])
     reward = np.array([0.25, 0.75, 0.5, 0.75, 0.25], np.float32)
     best_of_each = [False, True, True, True, False]
     for name, value in (("percentile", 100), ("gamma", 1)):
-        assert not FILTERS[name](source, reward, value).any()
-        assert list(FILTERS[name](source, reward, value, inclusive=True)) == best_of_each
+        assert not FILTERS[name].keep(source, reward, value).any()
+        assert list(FILTERS[name].keep(source, reward, value, inclusive=True)) == best_of_each
     # of source 1 the median is 0.75 itself, of source 3 it lies between its two
-    assert list(FILTERS["percentile"](source, reward, 50, inclusive=True)) == best_of_each
-    assert list(FILTERS["percentile"](source, reward, 50)) == [False, False, True, False, False]
+    assert list(FILTERS["percentile"].keep(source, reward, 50, inclusive=True)) == best_of_each
+    assert list(FILTERS["percentile"].keep(source, reward, 50)) == [
+        False, False, True, False, False]
 
 
 @pytest.mark.parametrize("name", FILTERS)
-def test_ties_add_only_what_lies_on_the_line(name):
-    """What they add is the lowest of what is kept; top has no line, and does not change."""
+def test_inclusive_adds_only_what_lies_on_the_line(name):
+    """What it adds is the lowest of what is kept; top has no line, and does not change."""
     source, reward = random_rewards(5)
     for value in VALUES[name]:
-        strict, kept = (FILTERS[name](source, reward, value, ties) for ties in (False, True))
+        strict, kept = (FILTERS[name].keep(source, reward, value, inclusive)
+                        for inclusive in (False, True))
         assert not (strict & ~kept).any()
-        group = 0 * source if name in GLOBAL else source
+        group = 0 * source if FILTERS[name].one_line else source
         for x in set(group.tolist()):
             added = reward[(group == x) & kept & ~strict]
             assert len(set(added.tolist())) <= 1
@@ -300,21 +204,21 @@ def test_ties_add_only_what_lies_on_the_line(name):
 
 
 @pytest.mark.parametrize("level", [0.0, 0.1, 0.3, 0.7, 0.9, 1.0])
-def test_with_ties_of_equal_rewards_all_are_kept(level):
+def test_inclusive_keeps_all_of_equal_rewards(level):
     """Whatever the rounding of a mean: else a source whose outputs are equally good loses them."""
     for source in (np.zeros(7, int), np.arange(7), np.array([4, 4, 1, 1, 1, 0, 9])):
         reward = np.full(7, level, np.float32)
         for tau in np.linspace(0, 1, 21):
-            assert FILTERS["quantile"](source, reward, tau, inclusive=True).all()
-            assert FILTERS["percentile"](source, reward, 100 * tau, inclusive=True).all()
-            assert FILTERS["gamma"](source, reward, tau, inclusive=True).all(), tau
+            assert FILTERS["quantile"].keep(source, reward, tau, inclusive=True).all()
+            assert FILTERS["percentile"].keep(source, reward, 100 * tau, inclusive=True).all()
+            assert FILTERS["gamma"].keep(source, reward, tau, inclusive=True).all(), tau
 
 
 def test_top_takes_the_earlier_of_equal_ones():
     source = np.array([1, 0, 1, 0, 1, 7])
     reward = np.array([0.5, 0.9, 0.5, 0.9, 0.4, 0.0])
-    assert list(FILTERS["top"](source, reward, 1)) == [True, True, False, False, False, True]
-    assert list(FILTERS["top"](source, reward, 2.0)) == [True, True, True, True, False, True]
+    assert list(FILTERS["top"].keep(source, reward, 1)) == [True, True, False, False, False, True]
+    assert list(FILTERS["top"].keep(source, reward, 2.0)) == [True, True, True, True, False, True]
 
 
 def rewards_of(*rewards):
@@ -341,13 +245,13 @@ def test_select_takes_the_threshold_of_its_improve_and_the_last_serves_on():
     assert type(select(D_g, Settings(), 1)[1]) is float
 
 
-@pytest.mark.parametrize("filter, value, strict, with_ties", [
+@pytest.mark.parametrize("filter, value, strict, inclusive", [
     ("threshold", 0.5, 1, 3), ("quantile", 0.5, 1, 3), ("percentile", 100, 0, 2),
     ("gamma", 1, 0, 2), ("top", 1, 2, 2)])
-def test_select_with_ties(filter, value, strict, with_ties):
+def test_select_inclusive(filter, value, strict, inclusive):
     """A percentile keeps even the pair that stands alone with its source."""
-    for ties, n in ((False, strict), (True, with_ties)):
-        settings = Settings(filter=filter, thresholds=(value,), inclusive=ties)
+    for how, n in ((False, strict), (True, inclusive)):
+        settings = Settings(filter=filter, thresholds=(value,), inclusive=how)
         assert select(rewards_of(0.25, 0.5, 0.5, 0.75), settings, 1)[0].sum() == n
 
 
@@ -358,36 +262,37 @@ def some_D_g():
     return Pairs.join([samples, human])
 
 
-@pytest.mark.parametrize("changes, expected", [
-    (dict(), [1, 2, 3, 4, 6, 8]),
-    (dict(max_per_source=1), [1, 2, 6, 8]), (dict(max_per_source=2), [1, 2, 3, 6, 8]),  # not the better 4
-    (dict(max_per_source=3), [1, 2, 3, 4, 6, 8]), (dict(max_per_source=99), [1, 2, 3, 4, 6, 8]),
-    (dict(human_data="whole"), [1, 2, 3, 4, 6, 7, 8]), (dict(human_data="whole", max_per_source=1), [1, 2, 6, 7, 8]),
-    (dict(max_per_source=1, thresholds=(0.85,)), [2, 4, 6]),  # the first of what is kept, not of all
-    (dict(filter="top", thresholds=(2.0,)), [2, 4, 6, 8]),
-    (dict(filter="top", thresholds=(2.0,), human_data="whole"), [2, 4, 6, 7, 8])], ids=str)
-def test_cap_and_human_by_hand(changes, expected):
-    settings = Settings(**dict(filter="threshold", thresholds=(0.5,)) | changes)
+@pytest.mark.parametrize("most, human, changes, expected", [
+    (0, "filtered", {}, [1, 2, 3, 4, 6, 8]),
+    (1, "filtered", {}, [1, 2, 6, 8]), (2, "filtered", {}, [1, 2, 3, 6, 8]),  # not the better 4
+    (3, "filtered", {}, [1, 2, 3, 4, 6, 8]), (99, "filtered", {}, [1, 2, 3, 4, 6, 8]),
+    (0, "whole", {}, [1, 2, 3, 4, 6, 7, 8]), (1, "whole", {}, [1, 2, 6, 7, 8]),
+    (1, "filtered", dict(thresholds=(0.85,)), [2, 4, 6]),  # the first of what is kept, not of all
+    (0, "filtered", dict(filter="top", thresholds=(2.0,)), [2, 4, 6, 8]),
+    (0, "whole", dict(filter="top", thresholds=(2.0,)), [2, 4, 6, 7, 8])], ids=str)
+def test_max_per_source_and_human_data_by_hand(most, human, changes, expected):
+    settings = Settings(**dict(filter="threshold", thresholds=(0.5,)) | changes,
+                        max_per_source=most, human_data=human)
     kept, _ = select(some_D_g(), settings, 1)
     assert list(np.flatnonzero(kept)) == expected
     assert select(some_D_g(), settings, 0)[0].all()  # no filter is none
 
 
-@pytest.mark.parametrize("cap", [1, 2, 5])
-def test_cap_keeps_the_first_of_each_source_against_a_loop(cap):
+@pytest.mark.parametrize("most", [1, 2, 5])
+def test_max_per_source_keeps_the_first_of_each_against_a_loop(most):
     source, reward = random_rewards(6)
     D_g = Pairs.of(source, len(source) * [[EOS]], reward=reward)
     D_g.human[:] = np.random.default_rng(0).random(len(source)) < 0.3
     for human in ("filtered", "whole"):
-        settings = Settings(filter="threshold", thresholds=(0.4,), human=human)
-        free, capped = (select(D_g, replace(settings, max_per_source=c), 1)[0] for c in (0, cap))
+        settings = Settings(filter="threshold", thresholds=(0.4,), human_data=human)
+        free, few = (select(D_g, replace(settings, max_per_source=m), 1)[0] for m in (0, most))
         count, expected = {}, free.copy()
         for i in np.flatnonzero(free & ~D_g.human):
             count[source[i]] = count.get(source[i], 0) + 1
-            expected[i] = count[source[i]] <= cap
-        np.testing.assert_array_equal(capped, expected)
-        assert capped.sum() < free.sum()
-        assert np.bincount(source[capped & D_g.human]).max() > cap
+            expected[i] = count[source[i]] <= most
+        np.testing.assert_array_equal(few, expected)
+        assert few.sum() < free.sum()
+        assert np.bincount(source[few & D_g.human]).max() > most
         assert (D_g.human & ~free).any() == (human == "filtered")
 
 
@@ -409,16 +314,16 @@ def test_thresholds_that_do_not_get_stricter_are_refused(filter):
     for thresholds in [*bad, (0.5, 0.5), (1.0, 3.0, 2.0), (3.0, 1.0, 2.0)]:
         with pytest.raises(UserError, match="--thresholds"):
             Settings(filter=filter, thresholds=thresholds)
-    assert Settings(filter=filter).thresholds == THRESHOLDS[filter]
+    assert Settings(filter=filter).thresholds == FILTERS[filter].thresholds
 
 
 def test_settings_that_are_worked_out():
     assert Settings().filter == "quantile"
     assert Settings(preferences=True).filter == "percentile"
-    assert Settings(preferences=True, filter="gamma").thresholds == THRESHOLDS["gamma"]
-    for name, values in THRESHOLDS.items():
-        assert Settings(filter=name).thresholds == values
-    assert set(THRESHOLDS) == set(FILTERS)
+    assert Settings(preferences=True, filter="gamma").thresholds == FILTERS["gamma"].thresholds
+    for name, rule in FILTERS.items():
+        assert Settings(filter=name).thresholds == rule.thresholds
+        assert Settings(filter=name).one_line == (name in ("threshold", "quantile"))
 
 
 @pytest.mark.parametrize("changes, expected", [
@@ -426,7 +331,7 @@ def test_settings_that_are_worked_out():
     (dict(improve=(1,)), [[0, 1], [1], [1], [1]]),
     (dict(improve=(0, 3)), [[0], [1, 2, 3], [1, 2, 3], [1, 2, 3]]),
     (dict(improve=(2, 1), unfiltered=False), [[1, 2], [1], [1], [1]]),
-    (dict(improve=(0,), unfiltered=False), [[], [], [], []])], ids=str)
+    (dict(improve=(0,), unfiltered=False, grow=0), [[], [], [], []])], ids=str)
 def test_improves_of_each_grow(changes, expected):
     assert [list(Settings(**changes).improves(g)) for g in (1, 2, 3, 4)] == expected
 
@@ -446,12 +351,60 @@ def test_settings_out_of_range_are_refused_by_name(changes, said):
         Settings(**changes)
 
 
+def test_settings_take_numpys_numbers_a_list_for_a_tuple_and_one_number_for_it():
+    given = Settings(samples=np.int64(4), lr=np.float32(0.25), thresholds=[0.5, np.float64(0.7)],
+                     improve=1, temperature=np.array([0.5, 1.0]), unfiltered=np.bool_(False))
+    assert given == Settings(samples=4, lr=0.25, thresholds=(0.5, 0.7), improve=(1,),
+                             temperature=(0.5, 1.0), unfiltered=False)
+    kinds = {type(given.samples), type(given.improve[0]), type(given.lr), type(given.unfiltered)}
+    assert kinds == {int, float, bool} and type(given.thresholds[1]) is float
+
+
+@pytest.mark.parametrize("changes, said", [
+    (dict(samples=True), "--samples True: must be of type int"),
+    (dict(improve=(True,)), "--improve True"), (dict(samples=2.5), "--samples 2.5"),
+    (dict(lr="fast"), "--lr fast"), (dict(compile=1), "--compile 1: must be of type bool"),
+    (dict(grow=2, improve=(0,)), r"--improve \[0\]: Grow 2 has no Improve"),
+    (dict(improve=(1, 0)), "Grow 2 has no Improve"), (dict(improve=()), "--improve is empty"),
+    (dict(grow=1, improve=(0,), unfiltered=False), "Grow 1 has no Improve, nor I = 0"),
+    (dict(temperature=()), "--temperature is empty"),
+    (dict(filter="best"), "--filter best: must be one of auto, threshold"),
+    (dict(loss="worst"), "--loss worst: must be one of bc, gold")], ids=str)
+def test_settings_that_make_no_sense_are_refused_by_name(changes, said):
+    with pytest.raises(ValueError, match=said):
+        Settings(**changes)
+
+
+@pytest.mark.parametrize("changes, said", [
+    (dict(sources=[]), "sources is empty"), (dict(eval_sources=[]), "eval_sources is empty"),
+    (dict(test_sources=[]), "test_sources is empty"),
+    (dict(eval_sources=[[3, EOS], "text"]), r"eval_sources\[1\] is not a list of ids"),
+    (dict(test_sources=[np.array([0.5])]), r"test_sources\[0\] is not a list of ids"),
+    (dict(test_sources=[[]]), r"test_sources\[0\] is not a list of ids"),
+    (dict(data=Pairs.of([], [])), "data has no pairs"),
+    (dict(data=Pairs.of([0, 60], 2 * [[7, EOS]])), "sources 0 to 60, but there are 60"),
+    (dict(data=Pairs.of([-1, 0], 2 * [[7, EOS]])), "sources -1 to 0"),
+    (dict(data=Pairs.of([0, 1], [[7, EOS], []])), "pair 1 of data has an empty target")],
+    ids=lambda x: x if isinstance(x, str) else next(iter(x)))
+def test_a_task_that_cannot_be_trained_on_is_refused(changes, said, task):
+    with pytest.raises(ValueError, match=said):
+        replace(task, **changes)
+
+
+@pytest.mark.parametrize("rating", [1.5, -0.1, np.nan])
+def test_ratings_outside_of_0_to_1_are_refused(rating, bc, task):
+    rated = replace(task.data, reward=np.full(len(task.data), 0.5, np.float32))
+    rated.reward[3] = rating
+    with pytest.raises(ValueError, match="the rating of output 3"):
+        train_reward(RewardModel.from_policy(bc), task.sources, rated, Training(updates=1), 0)
+
+
 # ----------------------------------------------------------------------------------------- Grow
 
 
 def test_grow_draws_n_outputs_of_each_source_in_order():
     policy, sources = some_policy(), some_sources(20, 0)
-    pairs = sample_outputs(policy, sources, 3, (1,), MAX_LEN, rows=12)
+    pairs = sample_outputs(policy, sources, 3, (1,), MAX_LEN, batch_size=12)
     assert list(pairs.source) == [i for i in range(20) for _ in range(3)]
     assert pairs.source.dtype == np.int32 and pairs.tokens.dtype == np.int32
     assert np.isnan(pairs.reward).all() and not pairs.human.any()
@@ -464,14 +417,14 @@ def test_grow_draws_n_outputs_of_each_source_in_order():
 
 def test_grow_is_decided_by_its_seed():
     policy, sources = some_policy(), some_sources(20, 0)
-    pairs = sample_outputs(policy, sources, 3, (1, 2), MAX_LEN, rows=12)
+    pairs = sample_outputs(policy, sources, 3, (1, 2), MAX_LEN, batch_size=12)
     torch.manual_seed(9)
     np.random.seed(9)
     state = torch.get_rng_state()
-    assert same(sample_outputs(policy, sources, 3, (1, 2), MAX_LEN, rows=12), pairs)
+    assert same(sample_outputs(policy, sources, 3, (1, 2), MAX_LEN, batch_size=12), pairs)
     assert torch.equal(torch.get_rng_state(), state)
     for seed in ((1, 3), (2, 2), (2, 1)):  # another Grow, another run
-        other = sample_outputs(policy, sources, 3, seed, MAX_LEN, rows=12)
+        other = sample_outputs(policy, sources, 3, seed, MAX_LEN, batch_size=12)
         assert [list(y) for y in other.targets()] != [list(y) for y in pairs.targets()]
         assert len(first_of_equal(Pairs.join([pairs, other]))) > len(first_of_equal(pairs))
 
@@ -479,7 +432,7 @@ def test_grow_is_decided_by_its_seed():
 def test_samples_of_different_batches_are_drawn_independently():
     """The same source, in batch after batch: not the same samples."""
     policy, x = some_policy(), some_sources(1, 0)[0]
-    pairs = sample_outputs(policy, 8 * [x], 4, (1,), MAX_LEN, rows=4)
+    pairs = sample_outputs(policy, 8 * [x], 4, (1,), MAX_LEN, batch_size=4)
     rows = [tuple(map(tuple, pairs.targets(range(4 * i, 4 * i + 4)))) for i in range(8)]
     assert len(set(rows)) == 8
 
@@ -487,10 +440,10 @@ def test_samples_of_different_batches_are_drawn_independently():
 def test_a_part_of_a_grow_can_be_drawn_again():
     """The first batches of the whole, alone, are the same samples."""
     policy, sources = some_policy(), some_sources(30, 0)
-    whole = sample_outputs(policy, sources, 3, (1,), MAX_LEN, rows=12)  # batches of 4 sources
+    whole = sample_outputs(policy, sources, 3, (1,), MAX_LEN, batch_size=12)  # batches of 4 sources
     order = np.argsort([len(x) for x in sources], kind="stable")
     part = np.sort(order[:8])
-    again = sample_outputs(policy, [sources[i] for i in part], 3, (1,), MAX_LEN, rows=12)
+    again = sample_outputs(policy, [sources[i] for i in part], 3, (1,), MAX_LEN, batch_size=12)
     assert same(replace(again, source=part[again.source].astype(np.int32)),
                 whole.select(np.isin(whole.source, part)))
 
@@ -504,9 +457,9 @@ def test_a_compiled_grow_draws_the_same_samples(n):
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     policy, sources = some_policy(max_len=24).double(), some_sources(21, 0)  # one in the last batch
-    found = sample_outputs(policy, sources, n, (1,), 24, rows=12, compile=True)
+    found = sample_outputs(policy, sources, n, (1,), 24, batch_size=12, compile=True)
     assert torch._dynamo.utils.counters["frames"]["ok"] > 0
-    expected = sample_outputs(policy, sources, n, (1,), 24, rows=12)
+    expected = sample_outputs(policy, sources, n, (1,), 24, batch_size=12)
     assert expected.lengths.max() > 16  # the cache grew
     np.testing.assert_allclose(found.logprobs, expected.logprobs, atol=1e-6)
     assert same(replace(found, logprobs=expected.logprobs), expected)
@@ -515,7 +468,7 @@ def test_a_compiled_grow_draws_the_same_samples(n):
 def test_grow_in_bfloat16_is_grow_but_for_rounding():
     policy, sources = some_policy(), some_sources(20, 0)
     found = sample_outputs(policy, sources, 3, (1,), MAX_LEN, precision="bfloat16")
-    own = rest.logprobs_of(policy, sources, found)
+    own = logprobs_of(policy, sources, found)
     assert 0 < np.abs(found.logprobs - own).max() < 0.1
     assert all(p.dtype == torch.float32 for p in policy.parameters())
 
@@ -534,7 +487,7 @@ def test_the_temperature_and_the_truncation_reach_the_sampler():
 def test_log_probabilities_are_the_policys_own():
     """At temperature 1 whatever the temperature: one by one, and by logprobs_of."""
     policy, sources = some_policy(), some_sources(15, 0)
-    pairs = sample_outputs(policy, sources, 3, (1,), MAX_LEN, temperature=0.7, rows=12)
+    pairs = sample_outputs(policy, sources, 3, (1,), MAX_LEN, temperature=0.7, batch_size=12)
     with torch.no_grad():
         alone = [token_logprobs(policy, pad([sources[i]]), pad([y]))[0].numpy()
                  for i, y in zip(pairs.source, pairs.targets())]
@@ -581,7 +534,7 @@ def random_pairs(n, seed, longest=4, sources=5, words=3):
 
 
 @pytest.mark.parametrize("seed, longest, words", [(0, 4, 3), (1, 2, 2), (2, 7, 2), (3, 30, 4000)])
-def test_distinct_against_a_set(seed, longest, words):
+def test_first_of_equal_against_a_set(seed, longest, words):
     pairs = random_pairs(3000, seed, longest, words=words)
     seen, expected = set(), []
     for x, y in zip(pairs.source, pairs.targets()):
@@ -592,7 +545,7 @@ def test_distinct_against_a_set(seed, longest, words):
     assert len(np.unique(hash_outputs(pairs))) == len(seen)
 
 
-def test_fingerprints_are_of_source_and_target_alone():
+def test_hashes_are_of_source_and_target_alone():
     """The same in any company, whose longest target may be another: Grows are counted together."""
     pairs = random_pairs(200, 0, longest=5)
     long = Pairs.of([0], [list(range(3, 80))])
@@ -604,7 +557,7 @@ def test_fingerprints_are_of_source_and_target_alone():
     np.testing.assert_array_equal(hash_outputs(scored), hash_outputs(a))
 
 
-def test_fingerprints_are_made_part_by_part(monkeypatch):
+def test_hashes_are_made_part_by_part(monkeypatch):
     pairs = Pairs.join([random_pairs(300, 0), Pairs.of([1, 2], [[], range(3, 40)])])
     whole = hash_outputs(pairs)
     for size in (1, 7, 301, 302):
@@ -612,7 +565,7 @@ def test_fingerprints_are_made_part_by_part(monkeypatch):
         np.testing.assert_array_equal(hash_outputs(pairs), whole)
 
 
-def test_distinct_of_several_pools_is_that_of_all_their_pairs(monkeypatch):
+def test_first_of_equal_of_several_pools_is_that_of_all_their_pairs(monkeypatch):
     pools = [random_pairs(300, 0, 2), Pairs.of([1], [range(3, 40)]), random_pairs(200, 1, 4)]
     whole = first_of_equal(Pairs.join(pools))
     assert not whole[:300].all() and whole[300] and 0 < whole[301:].sum() < 200
@@ -622,7 +575,7 @@ def test_distinct_of_several_pools_is_that_of_all_their_pairs(monkeypatch):
         np.testing.assert_array_equal(first_of_equal(*pools), whole)
 
 
-def test_describe_against_loops():
+def test_grow_stats_against_loops():
     drawn = Pairs.of([0, 0, 1, 1, 1], [[7, EOS], [7, EOS], [8, 9, 7], [7, EOS], [EOS]],
                      [[-1, -2], [-1, -2], [-3, -3, -3], [-0.5, -0.5], [-4]],
                      [0.1, 0.2, 0.3, 0.4, 0.5])
@@ -635,16 +588,16 @@ def test_describe_against_loops():
 
 
 def test_seeds_differ_by_each_of_their_numbers():
-    seeds = {batches.seed_of(*numbers) for numbers in itertools.product(range(6), repeat=3)}
+    seeds = {seed_of(*numbers) for numbers in itertools.product(range(6), repeat=3)}
     assert len(seeds) == 6**3
     assert all(0 <= seed < 2**63 for seed in seeds)
-    assert batches.seed_of(5, 1, 2) == batches.seed_of(5, 1, 2)
+    assert seed_of(5, 1, 2) == seed_of(5, 1, 2)
 
 
 # -------------------------------------------------------------------------------------- Improve
 
 
-def test_collect_pads_what_the_losses_see():
+def test_collate_pads_what_the_losses_see():
     sources = [np.array([3, EOS]), np.array([4, 5, 6, EOS])]
     pairs = Pairs.of([1, 0, 1], [[7, EOS], [8, 9, EOS], [EOS]],
                      [[-1, -2], [-3, -4, -5], [-6]], [0.1, 0.2, 0.3])
@@ -656,27 +609,38 @@ def test_collect_pads_what_the_losses_see():
     torch.testing.assert_close(batch.reward, torch.tensor([[0.3], [0.2], [0.1]]))
 
 
-def frozen_networks(bc):
+def reference_models(bc):
     with torch.random.fork_rng():
         torch.manual_seed(1)
-        return ReferenceModels(bc=bc, behaviour=some_policy(3), value=ValueModel.from_policy(bc).eval())
+        return ReferenceModels(bc=bc, behaviour=some_policy(3),
+                               value=ValueModel.from_policy(bc).eval())
 
 
-def grown(bc, task, n=4):
-    return score(Pairs.join([sample_outputs(bc, task.sources, n, (1,), MAX_LEN), task.data]), task.sources,
-                 task.reward)
+ALL_LOSSES = losses.LOSSES | {"ppo": losses.PPO}
 
 
-@pytest.mark.parametrize("loss", [*losses.LOSSES, "ppo"])
-def test_improve_with_each_loss(loss, bc, task):
+def improve_by(loss, policy, frozen, pairs, task, hp, seed=3, settings=SETTINGS, **kwargs):
+    """improve(), with a loss by name that looks at the frozen networks."""
+    return improve(policy, pairs, task.sources, settings, hp, seed,
+                   ALL_LOSSES[loss](settings, policy, frozen), **kwargs)
+
+
+@pytest.fixture(scope="module")
+def D_g(bc, task):
+    pairs = Pairs.join([sample_outputs(bc, task.sources, 4, 1, MAX_LEN), task.data])
+    return score(pairs, task.sources, task.reward)
+
+
+@pytest.mark.parametrize("loss", ALL_LOSSES)
+def test_improve_with_each_loss(loss, bc, task, D_g):
     """It runs, the result is finite, the policy changes, and the frozen networks do not."""
-    frozen, policy, D_g = frozen_networks(bc), copy.deepcopy(bc), grown(bc, task)
+    frozen, policy = reference_models(bc), copy.deepcopy(bc)
     before = {name: weights(network) for name, network in vars(frozen).items()}
     events = []
-    hp = SETTINGS.training(updates=8, evaluate_every=4, accumulate=2)
-    done = improve(policy, D_g, task.sources, SETTINGS, hp, 3, loss, frozen, log=events.append,
-                   evaluate=lambda: float(len(events)))
-    assert done["updates"] == 8
+    hp = SETTINGS.training(updates=4, evaluate_every=2, accumulate=2)
+    done = improve_by(loss, policy, frozen, D_g, task, hp, log=events.append,
+                      evaluate=lambda policy: float(len(events)))
+    assert done["updates"] == 4
     assert all(np.isfinite(event["loss"]) for event in events)
     assert weights(policy).isfinite().all()
     assert (weights(policy) - weights(bc)).abs().max() > 1e-3
@@ -686,27 +650,27 @@ def test_improve_with_each_loss(loss, bc, task):
         assert all(x.grad is None for x in network.parameters()), name
     other = copy.deepcopy(bc)
     torch.manual_seed(123)
-    improve(other, D_g, task.sources, SETTINGS, hp, 3, loss, frozen, evaluate=None)
+    improve_by(loss, other, frozen, D_g, task, hp)
     assert torch.equal(weights(other), weights(policy))  # the seed decides all
 
 
 @pytest.mark.parametrize("loss", losses.LOSSES)
-def test_an_interrupted_improve_goes_on_as_if_it_had_not_been(loss, bc, task, tmp_path,
+def test_an_interrupted_improve_goes_on_as_if_it_had_not_been(loss, bc, task, D_g, tmp_path,
                                                               save_always):
     """Bitwise, with all that a loss remembers: BVMPO's temperature, GOLD's frozen copy."""
-    frozen, D_g, path = frozen_networks(bc), grown(bc, task), tmp_path / "checkpoint.pt"
-    hp = SETTINGS.training(updates=12, evaluate_every=4, patience=9)
+    frozen, path = reference_models(bc), tmp_path / "checkpoint.pt"
+    hp = SETTINGS.training(updates=5, evaluate_every=2, patience=9)
 
     def run(stop_at=None):
         policy, looks = copy.deepcopy(bc), itertools.count()
 
-        def evaluate():
+        def evaluate(policy):
             if next(looks) == stop_at:
                 raise KeyboardInterrupt
             return float((policy.embedding.weight - bc.embedding.weight).detach().abs().sum())
 
-        improve(policy, D_g, task.sources, SETTINGS, hp, 3, loss, frozen, evaluate=evaluate,
-                checkpoint=Checkpoint(path))
+        improve_by(loss, policy, frozen, D_g, task, hp, evaluate=evaluate,
+                   checkpoint=Checkpoint(path))
         return weights(policy)
 
     whole = run()
@@ -718,84 +682,81 @@ def test_an_interrupted_improve_goes_on_as_if_it_had_not_been(loss, bc, task, tm
 
 
 @pytest.mark.parametrize("loss", ["bc", "gold", "oac", "ppo"])
-def test_improve_accumulates_exactly(loss, bc, task):
+def test_improve_accumulates_exactly(loss, bc, task, D_g):
     """One batch of 40 pairs = its micro-batches, for the losses that are sums over tokens."""
-    frozen, pairs = frozen_networks(bc), grown(bc, task).select(np.arange(0, 300, 7)[:40])
+    frozen, pairs = reference_models(bc), D_g.select(np.arange(0, 300, 7)[:40])
     lengths = np.maximum(pairs.lengths, [len(task.sources[i]) for i in pairs.source])
 
     def gradient(batch_tokens, accumulate):
         policy = copy.deepcopy(bc)
         hp = Training(updates=1, batch_tokens=batch_tokens, accumulate=accumulate, warmup=0,
                       lr=1.0, clip=1e9, dropout=False)
-        improve(policy, pairs, task.sources, SETTINGS, hp, 0, loss, frozen,
-                optimizer=torch.optim.SGD(policy.parameters(), 1.0))
+        improve_by(loss, policy, frozen, pairs, task, hp,
+                   optimizer=torch.optim.SGD(policy.parameters(), 1.0))
         return weights(bc) - weights(policy)
 
-    whole, k = gradient(10**6, 1), len(batches.bucket_by_length(lengths, 60))
+    whole, k = gradient(10**6, 1), len(bucket_by_length(lengths, 60))
     assert k > 2
     assert whole.norm() > 1e-3
     assert (gradient(60, k) - whole).norm() < 1e-4 * whole.norm()
 
 
-@pytest.mark.parametrize("loss", [*losses.LOSSES, "ppo"])
-def test_improve_on_what_is_kept_is_improve_on_a_copy_of_it(loss, bc, task, tmp_path):
+@pytest.mark.parametrize("loss", ALL_LOSSES)
+def test_improve_on_what_is_kept_is_improve_on_a_copy_of_it(loss, bc, task, D_g, tmp_path):
     """To the last bit, in memory or mapped from disk."""
-    D_g = grown(bc, task)
     kept = np.random.default_rng(0).random(len(D_g)) < 0.4
     D_g.append_to(tmp_path)
     before = copy.deepcopy(D_g)
 
     def improved(pairs, **kwargs):
-        policy, hp = copy.deepcopy(bc), SETTINGS.training(updates=6, accumulate=2)
-        done = improve(policy, pairs, task.sources, SETTINGS, hp, 3, loss, frozen_networks(bc),
-                       **kwargs)
-        return weights(policy), done["units"]
+        policy, hp = copy.deepcopy(bc), SETTINGS.training(updates=2, accumulate=2)
+        done = improve_by(loss, policy, reference_models(bc), pairs, task, hp, **kwargs)
+        return weights(policy), done["tokens"]
 
-    copied, units = improved(D_g.select(kept))
+    copied, tokens = improved(D_g.select(kept))
     for pairs in (D_g, Pairs.load(tmp_path)):
-        masked, same_units = improved(pairs, kept=kept)
-        assert torch.equal(masked, copied) and same_units == units
+        masked, same_tokens = improved(pairs, kept=kept)
+        assert torch.equal(masked, copied) and same_tokens == tokens
     everything, _ = improved(D_g)
     assert torch.equal(improved(D_g, kept=np.ones(len(D_g), bool))[0], everything)
     assert not torch.equal(everything, copied) and same(D_g, before)
 
 
-def test_filtered_behaviour_cloning_raises_the_reward(bc, task):
-    D_g, policy = grown(bc, task), copy.deepcopy(bc)
-    kept = D_g.select(FILTERS["threshold"](D_g.source, D_g.reward, 0.5))
+def test_filtered_behaviour_cloning_raises_the_reward(bc, task, D_g):
+    policy = copy.deepcopy(bc)
+    kept = D_g.select(FILTERS["threshold"].keep(D_g.source, D_g.reward, 0.5))
     assert 0.05 < len(kept) / len(D_g) < 0.6 and (kept.reward == 1).all()
-    improve(policy, kept, task.sources, SETTINGS, SETTINGS.training(updates=60), 0)
-    values = [measures.mean_reward(p, task, SETTINGS)
-              for p in (bc, policy)]
+    improve(policy, kept, task.sources, SETTINGS, SETTINGS.training(updates=30), 0)
+    values = [mean_reward(p, task, SETTINGS) for p in (bc, policy)]
     assert 0.3 < values[0] < 0.8 and values[1] > values[0] + 0.15
 
 
 def test_advantages_have_the_right_sign(bc, task):
     """OAC and PPO raise the reward from all samples; with rewards turned around, they sink it."""
     def value_after(loss, sign):
-        policy, D_g = copy.deepcopy(bc), sample_outputs(bc, task.sources, 6, (1,), MAX_LEN)
-        D_g = score(D_g, task.sources, oracle)
+        policy, D_g = copy.deepcopy(bc), replace(samples, reward=samples.reward.copy())
         if loss == "ppo":
             D_g.reward[:] = sign * (D_g.reward - D_g.reward.mean())
         else:
             D_g.reward[:] = 0.5 + sign * (D_g.reward - 0.5)
-        frozen = frozen_networks(bc)
+        frozen = reference_models(bc)
         with torch.no_grad():  # a value of about a half everywhere
             frozen.value.head.weight.zero_()
         hp = SETTINGS.training(updates=25, lr=2e-3, dropout=False)
-        improve(policy, D_g, task.sources, replace(SETTINGS, ppo_kl=0.0), hp, 0, loss, frozen)
-        return measures.mean_reward(policy, task, SETTINGS)
+        improve_by(loss, policy, frozen, D_g, task, hp, 0, replace(SETTINGS, ppo_kl=0.0))
+        return mean_reward(policy, task, SETTINGS)
 
-    before = measures.mean_reward(bc, task, SETTINGS)
+    samples = score(sample_outputs(bc, task.sources, 6, 1, MAX_LEN), task.sources, oracle)
+    before = mean_reward(bc, task, SETTINGS)
     for loss in ("oac", "ppo"):
         assert value_after(loss, 1) > before + 0.03, loss
         assert value_after(loss, -1) < before - 0.03, loss
 
 
 @pytest.mark.parametrize("loss, anchor", [("ppo", "bc"), ("bvmpo", "behaviour")])
-def test_the_kl_is_to_the_right_anchor(loss, anchor, bc, task, monkeypatch):
+def test_the_kl_is_to_the_right_anchor(loss, anchor, bc, task, D_g, monkeypatch):
     """PPO's is KL(π_θ ‖ π_BC), BVMPO's KL(π_behaviour ‖ π_θ); no gradient goes into the anchor."""
-    frozen, D_g, seen, divergence = frozen_networks(bc), grown(bc, task), [], losses.kl_divergence
+    frozen, seen, divergence = reference_models(bc), [], losses.kl_divergence
 
     def spied(p, q):
         seen.append((p, q))
@@ -805,16 +766,16 @@ def test_the_kl_is_to_the_right_anchor(loss, anchor, bc, task, monkeypatch):
     policy, pairs = some_policy(7), D_g.select([5])
     hp = SETTINGS.training(updates=1, dropout=False)
     batch = collate(pairs, task.sources, np.array([0]), "cpu")
-    own = rest.logits_of(policy, batch)
-    improve(policy, pairs, task.sources, SETTINGS, hp, 0, loss, frozen)
+    own = losses.reference_logits(policy, batch)
+    improve_by(loss, policy, frozen, pairs, task, hp)
     (mine, theirs), = [pair if loss == "ppo" else pair[::-1] for pair in seen]
     assert mine.requires_grad and not theirs.requires_grad
     torch.testing.assert_close(mine.detach(), own)
-    torch.testing.assert_close(theirs, rest.logits_of(getattr(frozen, anchor), batch))
+    torch.testing.assert_close(theirs, losses.reference_logits(getattr(frozen, anchor), batch))
 
 
 @pytest.mark.parametrize("epsilon", [0.1, 0.7])
-def test_the_epsilon_of_bvmpo_reaches_the_loss(epsilon, bc, task, monkeypatch):
+def test_the_epsilon_of_bvmpo_reaches_the_loss(epsilon, bc, task, D_g, monkeypatch):
     seen, vmpo = [], losses.vmpo
 
     def spied(logprobs, advantages, mask, log_eta, epsilon):
@@ -823,8 +784,8 @@ def test_the_epsilon_of_bvmpo_reaches_the_loss(epsilon, bc, task, monkeypatch):
 
     monkeypatch.setattr(losses, "vmpo", spied)
     settings = replace(SETTINGS, bvmpo_epsilon=epsilon)
-    improve(copy.deepcopy(bc), grown(bc, task), task.sources, settings,
-            settings.training(updates=2), 0, "bvmpo", frozen_networks(bc))
+    improve_by("bvmpo", copy.deepcopy(bc), reference_models(bc), D_g, task,
+               settings.training(updates=2), settings=settings)
     assert seen == [epsilon, epsilon] and Settings().bvmpo_epsilon == 0.1
 
 
@@ -834,7 +795,8 @@ def test_ppo_goes_back_to_its_anchor_where_nothing_is_to_be_gained(bc, task):
     pairs.reward[:] = 0.0
     before = (pairs.logprobs - logprobs_of(bc, task.sources, pairs)).mean()
     hp = SETTINGS.training(updates=40, lr=3e-3)
-    improve(policy, pairs, task.sources, replace(SETTINGS, ppo_kl=1.0), hp, 0, "ppo", ReferenceModels(bc=bc))
+    improve_by("ppo", policy, ReferenceModels(bc), pairs, task, hp, 0,
+               replace(SETTINGS, ppo_kl=1.0))
     after = (logprobs_of(policy, task.sources, pairs)
              - logprobs_of(bc, task.sources, pairs)).mean()
     assert before < -0.5 and abs(after) < 0.7 * abs(before)
@@ -844,42 +806,29 @@ def test_ppo_goes_back_to_its_anchor_where_nothing_is_to_be_gained(bc, task):
 
 
 def test_mean_reward_is_of_the_same_random_numbers_each_time(bc, task, monkeypatch):
-    calls = spy(monkeypatch, "grow")
-    first = measures.mean_reward(bc, task, SETTINGS)
-    assert measures.mean_reward(bc, task, SETTINGS) == first
-    measures.mean_reward(some_policy(), task, SETTINGS)
+    calls = spy(monkeypatch, "sample_outputs")
+    first = mean_reward(bc, task, SETTINGS)
+    assert mean_reward(bc, task, SETTINGS) == first
+    mean_reward(some_policy(), task, SETTINGS)
     assert len({call["args"][3] for call in calls}) == 1
-    drawn = sample_outputs(bc, task.eval_sources, 1, calls[0]["args"][3], MAX_LEN, rows=SETTINGS.rows)
+    drawn = sample_outputs(bc, task.eval_sources, 1, calls[0]["args"][3], MAX_LEN, batch_size=256)
     assert first == pytest.approx(oracle(task.eval_sources, drawn.targets()).mean())
 
 
-def spy(monkeypatch, name, before=lambda args: None):
-    """Record the calls of a function of rest.py: arguments, result, and before(args)."""
-    calls, function = [], getattr(rest, name)
-
-    def spied(*args, **kwargs):
-        call = {"args": args, "kwargs": kwargs, "before": before(args)}
-        calls.append(call)
-        call["result"] = function(*args, **kwargs)
-        return call["result"]
-
-    monkeypatch.setattr(rest, name, spied)
-    return calls
-
-
 def test_the_settings_of_decoding_reach_every_draw(bc, task, monkeypatch):
-    settings = replace(SETTINGS, rows=8, precision="bfloat16", compile=True)
+    settings = replace(SETTINGS, sample_batch_size=8, precision="bfloat16", compile=True)
     fast = lambda *args: Transformer.step(*args)
-    monkeypatch.setattr(rest, "compiled", lambda function, device: (
-        fast if function is Transformer.step else function))
+    for module in (rest, sampling):
+        monkeypatch.setattr(module, "compiled", lambda function, device: (
+            fast if function is Transformer.step else function))
     calls = spy(monkeypatch, "sample", before=lambda args: torch.is_autocast_enabled("cpu"))
-    chosen = np.arange(16)
-    for draw in (lambda: measures.mean_reward(bc, task, settings),
-                 lambda: evaluate(bc, bc, replace(task, metrics=lambda *args: {}), settings),
+    hp, chosen = settings.training(updates=1), np.arange(16)
+    for draw in (lambda: mean_reward(bc, task, settings),
+                 lambda: evaluate(bc, bc, task, settings),
                  lambda: list(rest.best_of_n(bc, task, settings, (1, 2))),
-                 lambda: rest.draws(bc, task, settings, 1, FakeRun())[0](),
-                 lambda: online.ppo_round(copy.deepcopy(bc), bc, chosen, task, settings,
-                                          settings.training(updates=1), None, 0)):
+                 lambda: rest.grow(bc, task, settings, 1, FakeRun()),
+                 lambda: rest.ppo_round(copy.deepcopy(bc), bc, chosen, task, settings, hp, None,
+                                        0)):
         calls.clear()
         draw()
         assert calls and all(call["before"] and call["args"][-1] is fast for call in calls)
@@ -887,7 +836,7 @@ def test_the_settings_of_decoding_reach_every_draw(bc, task, monkeypatch):
 
 
 def test_evaluate(bc, task, monkeypatch):
-    calls, seen = spy(monkeypatch, "grow"), []
+    calls, seen = spy(monkeypatch, "sample_outputs"), []
     metrics = lambda *args: seen.append(args) or {"oracle": 0.5}
     watched, other = replace(task, metrics=metrics), some_policy(4)
     row = evaluate(other, bc, watched, SETTINGS)
@@ -909,12 +858,12 @@ def test_evaluate(bc, task, monkeypatch):
     asked = [(call["args"][3], call["kwargs"].get("temperature", 1.0)) for call in calls]
     assert asked[:2] == asked[2:4] == asked[4:]  # for every policy the same random numbers
     assert [temperature for _, temperature in asked[:2]] == [1.0, 0]
-    assert same(greedy, score(sample_outputs(other, task.test_sources, 1, (9,), MAX_LEN, temperature=0),
-                              task.test_sources, oracle))
+    again = sample_outputs(other, task.test_sources, 1, 9, MAX_LEN, temperature=0)
+    assert same(greedy, score(again, task.test_sources, oracle))
 
 
 def test_best_of_n(bc, task, monkeypatch):
-    calls = spy(monkeypatch, "grow")
+    calls = spy(monkeypatch, "sample_outputs")
     chosen = dict(rest.best_of_n(bc, task, SETTINGS, (1, 2, 4, 16)))
     assert list(chosen) == [1, 2, 4, 16] and len(calls) == 1
     drawn = score(calls[0]["result"], task.test_sources, oracle)
@@ -930,7 +879,7 @@ def test_best_of_n(bc, task, monkeypatch):
 
 
 def test_the_row_of_bc(bc, task):
-    row = measures.bc_row(bc, task, SETTINGS, FakeRun())
+    row = bc_row(bc, task, SETTINGS, FakeRun())
     assert set(row) == BC_ROW
     assert (row["name"], row["loss"], row["grow"], row["improve"]) == ("BC", "bc", 0, 0)
     assert (row["samples"], row["distinct_samples"], row["kept_data"]) == (0, 0, 1.0)
@@ -956,7 +905,7 @@ def whole(bc, task):
         return oracle(sources, outputs)
 
     with pytest.MonkeyPatch.context() as patch:
-        grows, improves = spy(patch, "grow", lambda args: weights(args[0])), spy(
+        grows, improves = spy(patch, "sample_outputs", lambda args: weights(args[0])), spy(
             patch, "improve", lambda args: weights(args[0]))
         run, before = FakeRun(), weights(bc)
         yielded = [(row, weights(policy), D_g, select(D_g, SETTINGS, row["improve"])[0]) for
@@ -1000,8 +949,9 @@ def test_D_itself_stays_unscored(whole, task):
 
 def test_every_D_g_is_scored_once(whole, task):
     samples, data = SETTINGS.samples * len(task.sources), len(task.data)
-    assert whole["scored"].count(samples) == whole["scored"].count(data) == SETTINGS.grow
-    assert set(whole["scored"]) == {samples, data, len(task.eval_sources), len(task.test_sources)}
+    trial, *scored = whole["scored"]
+    assert trial == 16 and scored.count(samples) == scored.count(data) == SETTINGS.grow
+    assert set(scored) == {samples, data, len(task.eval_sources), len(task.test_sources)}
 
 
 def test_tokens_and_seconds_are_counted(whole):
@@ -1010,27 +960,33 @@ def test_tokens_and_seconds_are_counted(whole):
     for row, call in zip(whole["rows"], whole["improves"]):
         assert row["tokens_drawn"] == sum(drawn[g] for g in range(1, row["grow"] + 1))
         assert row["grow_seconds"] == row["grow"] * 4.0  # FakeRun: 2 s to draw, 2 to score
-        assert row["tokens_trained"] == call["result"]["units"] > 0
+        assert row["tokens_trained"] == call["result"]["tokens"] > 0
         assert row["train_seconds"] == call["result"]["seconds"]
         assert row["updates"] == call["result"]["updates"] in (0, 15, 30)
 
 
-@pytest.mark.parametrize("stop", ["best", "last"])
-def test_tokens_trained_are_those_of_the_batches(stop, bc, task, monkeypatch):
+def watch_batches(monkeypatch, seen):
+    """seen gets a list for each training: of its micro-batches, as (trainer, item numbers)."""
+    class Watched(rest.Trainer):
+        def __enter__(self):
+            seen.append([])
+            return super().__enter__()
+
+        def next_update(self):
+            for index in super().next_update():
+                seen[-1].append((self, index))
+                yield index
+
+    monkeypatch.setattr(rest, "Trainer", Watched)
+
+
+@pytest.mark.parametrize("checkpoint", ["best", "last"])
+def test_tokens_trained_are_those_of_the_batches(checkpoint, bc, task, monkeypatch):
     """Also of the updates after the best checkpoint."""
-    counted, fit = [], rest.fit
-
-    def spied(model, loss_of, lengths, units, hp, *args, **kwargs):
-        counted.append(0)
-
-        def counting(index, progress):
-            counted[-1] += int(units[index].sum())
-            return loss_of(index, progress)
-
-        return fit(model, counting, lengths, units, hp, *args, **kwargs)
-
-    monkeypatch.setattr(rest, "fit", spied)
-    rows = [row for row, *_ in small_rest(bc, task, stop=stop, updates=9, patience=1)]
+    watch_batches(monkeypatch, seen := [])
+    rows = [row for row, *_ in small_rest(bc, task, checkpoint=checkpoint, updates=9, patience=1)]
+    counted = [sum(trainer.token_counts[index].sum() for trainer, index in batches)
+               for batches in seen]
     assert [row["tokens_trained"] for row in rows] == counted and min(counted) > 0
 
 
@@ -1096,11 +1052,172 @@ def test_what_is_logged(whole):
     assert steps == {"improve-1-0", "improve-1-1", "improve-1-2", "improve-2-1"}
 
 
-SMALL = replace(SETTINGS, grow=1, improve=(1,), samples=2, updates=3, evaluate_every=3)
+SMALL = replace(SETTINGS, grow=1, improve=(1,), samples=2, updates=2, evaluate_every=2)
 
 
 def small_rest(bc, task, run=None, **changes):
     return list(rest.rest(bc, task, replace(SMALL, **changes), run or FakeRun()))
+
+
+def test_rest_works_in_memory_and_leaves_what_it_was_given(bc, task):
+    """The same each time; and the task's metrics can be left out."""
+    mine = replace(task, metrics=None, refresh=lambda policy, g: lambda *args: oracle(*args))
+    before, fields, data = weights(bc), dict(vars(mine)), copy.deepcopy(mine.data)
+    first, again = (
+        [(untimed(row), weights(policy), D_g) for row, policy, D_g in
+         rest.rest(bc, mine, replace(SMALL, grow=2, loss="oac"))] for _ in range(2))
+    for (row, policy, D_g), (row_too, policy_too, D_g_too) in zip(first, again, strict=True):
+        assert row == row_too and torch.equal(policy, policy_too) and same(D_g, D_g_too)
+        assert "reward" in row and "oracle" not in row
+    assert torch.equal(weights(bc), before) and same(mine.data, data)
+    assert all(vars(mine)[name] is value for name, value in fields.items())
+
+
+def test_behaviour_cloning_trains_a_copy(task, tmp_path, monkeypatch):
+    """The same each time; in a run only once. What it began with is the task's base."""
+    calls = spy(monkeypatch, "improve")
+    policy, hp = some_policy(), SETTINGS.training(updates=3)
+    before = weights(policy)
+
+    def trained(**kwargs):
+        mine = replace(task)
+        ended = weights(rest.behaviour_cloning(policy, mine, SETTINGS, hp, **kwargs))
+        assert mine.base == (policy, hp) and torch.equal(weights(policy), before)
+        return ended
+
+    first = trained()
+    assert not torch.equal(first, before) and torch.equal(trained(), first) and len(calls) == 2
+    for _ in range(2):
+        with opened(tmp_path) as run:
+            assert torch.equal(trained(run=run), first)
+    assert len(calls) == 3
+
+
+class Mine(losses.Loss):
+    """BC, written anew."""
+
+    def forward(self, logits, batch, update, updates):
+        return -(losses.chosen_logprobs(logits, batch) * batch.mask).sum()
+
+
+def test_a_new_loss_is_one_class_and_one_line(bc, task, monkeypatch):
+    monkeypatch.setitem(losses.LOSSES, "mine", Mine)
+    assert parse(train_toy.Settings, ["--loss", "mine"]).loss == "mine"
+    by_bc, (row, policy, _) = (small_rest(bc, task, loss=loss)[-1] for loss in ("bc", "mine"))
+    assert row["loss"] == "mine" and not torch.equal(weights(policy), weights(bc))
+    torch.testing.assert_close(weights(policy), weights(by_bc[1]), atol=1e-4, rtol=0)
+
+
+def test_a_new_filter_is_one_function_and_one_line(bc, task, monkeypatch):
+    keep = lambda source, reward, value, inclusive: reward * 2 > value
+    monkeypatch.setitem(FILTERS, "mine", Filter(keep, (1.0, 1.5), highest=2.0))
+    settings = parse(train_toy.Settings, ["--filter", "mine"])
+    assert (settings.filter, settings.thresholds) == ("mine", (1.0, 1.5))
+    row, _, D_g = small_rest(bc, task, filter="mine", thresholds=(1.5,))[-1]
+    assert row["kept_samples"] == pytest.approx((D_g.reward[~D_g.human] > 0.75).mean())
+    with pytest.raises(UserError, match="between 0 and 2"):
+        Settings(filter="mine", thresholds=(2.5,))
+
+
+def test_each_new_filter_is_tried(monkeypatch):
+    """Also one that lies in memory where a good one lay before."""
+    monkeypatch.setitem(FILTERS, "mine", None)
+    for _ in range(5):
+        FILTERS["mine"] = Filter(rest.above, (0.5,))
+        Settings(filter="mine")
+        FILTERS["mine"] = None
+        FILTERS["mine"] = Filter(lambda: None, (0.5,))
+        with pytest.raises(UserError):
+            Settings(filter="mine")
+
+
+def one_line_error(**changes):
+    """Of Settings that are refused, from Python and from the command line."""
+    (name, value), = changes.items()
+    texts = []
+    for make in (lambda: Settings(**changes),
+                 lambda: parse(train_toy.Settings, [f"--{name}", value])):
+        with pytest.raises(UserError) as error:
+            make()
+        texts.append(str(error.value))
+    assert texts[0] == texts[1] and "\n" not in texts[0]
+    return texts[0]
+
+
+@pytest.mark.parametrize("answer, said", [
+    (lambda logits, batch: 1 / 0, "ZeroDivisionError"), (lambda logits, batch: None, "None"),
+    (lambda logits, batch: logits.sum(-1), "not a finite scalar"),
+    (lambda logits, batch: logits.sum() * torch.inf, "not a finite scalar"),
+    (lambda logits, batch: logits.sum().detach(), "grad"),
+    (lambda logits, batch: batch.rewards, "no attribute 'rewards'")])
+def test_a_broken_loss_is_refused_before_anything_is_trained(answer, said, monkeypatch):
+    class Broken(losses.Loss):
+        def forward(self, logits, batch, update, updates):
+            return answer(logits, batch)
+
+    monkeypatch.setitem(losses.LOSSES, "broken", Broken)
+    text = one_line_error(loss="broken")
+    assert text.startswith("--loss broken cannot be used: ") and said in text
+
+
+@pytest.mark.parametrize("keep, said", [
+    (lambda source, reward, value, inclusive: 1 / 0, "ZeroDivisionError"),
+    (lambda source, reward, value: reward > value, "positional argument"),
+    (lambda source, reward, value, inclusive: reward, "it returned float32"),
+    (lambda source, reward, value, inclusive: reward[1:] > value, "for 6 pairs, not 6 booleans"),
+    (lambda source, reward, value, inclusive: np.flatnonzero(reward > value), "not 6 booleans")])
+def test_a_broken_filter_is_refused_before_anything_is_trained(keep, said, monkeypatch):
+    monkeypatch.setitem(FILTERS, "broken", Filter(keep, (0.5,)))
+    text = one_line_error(filter="broken")
+    assert text.startswith("--filter broken cannot be used: ") and said in text
+
+
+@pytest.mark.parametrize("changes, said", [
+    (dict(reward=None), "has no reward"),
+    (dict(reward=lambda sources, outputs: [0.5]), "reward has shape"),
+    (dict(reward=lambda sources, outputs: np.full(len(outputs), 7)), "reward of output 0 is 7")])
+def test_a_reward_that_is_none_is_refused_before_anything_is_drawn(changes, said, bc, task,
+                                                                   monkeypatch):
+    drawn = spy(monkeypatch, "sample_outputs")
+    with pytest.raises(UserError, match=said):
+        small_rest(bc, replace(task, **changes))
+    assert drawn == []
+
+
+def test_without_a_base_no_improve_can_start_there(bc, task):
+    with pytest.raises(UserError, match="the task has no base"):
+        small_rest(bc, task, start="base")
+
+
+@pytest.fixture(scope="module")
+def begun(bc, task, tmp_path_factory):
+    """A run whose first Improve is done."""
+    with opened(tmp_path_factory.mktemp("begun")) as run:
+        next(rest.rest(bc, task, SMALL, run))
+    return run.folder
+
+
+@pytest.mark.parametrize("changes, said", [
+    (dict(reward=lambda sources, outputs: 1 - oracle(sources, outputs)), "reward is"),
+    (dict(sources=some_sources(60, 9)), "training sources, reward are"),
+    (dict(data=some_task(59).data), "pairs, reward are"),
+    (dict(eval_sources=some_sources(40, 9)), "eval sources is"),
+    (dict(test_sources=some_sources(50, 9)), "test sources is"),
+    (dict(bc=some_policy(1)), "bc is")],
+    ids=lambda x: x if isinstance(x, str) else "")
+def test_a_run_is_not_gone_on_with_from_something_else(changes, said, begun, bc, task):
+    other = changes.get("bc", bc)
+    changed = replace(task, **{name: x for name, x in changes.items() if name != "bc"})
+    with opened(begun) as run, pytest.raises(UserError, match=f"other data: {said} not the same"):
+        next(rest.rest(other, changed, SMALL, run))
+
+
+def test_a_run_is_gone_on_with_from_equal_data(begun, bc, monkeypatch):
+    improves = spy(monkeypatch, "improve")
+    alike = some_task(reward=lambda sources, outputs: 0.9999 * oracle(sources, outputs))
+    with opened(begun) as run:
+        row, _, _ = next(rest.rest(copy.deepcopy(bc), alike, SMALL, run))
+    assert (row["grow"], row["improve"]) == (1, 0) and improves == []
 
 
 def test_without_an_unfiltered_improve_the_first_filter_comes_first(bc, task, monkeypatch):
@@ -1138,9 +1255,6 @@ def test_an_empty_selection_is_skipped_and_reported(bc, task):
     assert (row["updates"], row["tokens_trained"], row["train_seconds"]) == (0, 0, 0)
 
 
-BASE_HP = Training(updates=4, batch_tokens=200, lr=7e-3, warmup=2, evaluate_every=2)
-
-
 def with_base(task):
     return replace(task, base=(some_policy(9), BASE_HP))
 
@@ -1151,7 +1265,7 @@ def test_where_each_improve_starts(start, bc, task, monkeypatch):
     task = with_base(task)
     begin = weights({"bc": bc, "base": task.base[0]}[start])
     calls = spy(monkeypatch, "improve", lambda args: weights(args[0]))
-    grows = spy(monkeypatch, "grow", lambda args: weights(args[0]))
+    grows = spy(monkeypatch, "sample_outputs", lambda args: weights(args[0]))
     yielded = [(row, weights(policy)) for row, policy, _ in
                small_rest(bc, task, start=start, grow=2, improve=(2, 1), checkpoint="last")]
     assert len(calls) == len(yielded) == 4
@@ -1159,7 +1273,7 @@ def test_where_each_improve_starts(start, bc, task, monkeypatch):
         assert torch.equal(call["before"], begin) and not torch.equal(after, begin)
         hp = SMALL.training(lr=SMALL.lr * 0.8 ** row["improve"])
         assert call["args"][4] == (BASE_HP if start == "base" else hp)
-        assert call["args"][7].bc is bc
+        assert call["args"][6].reference.bc is bc
         assert row["updates"] == call["args"][4].updates
     # what it starts from is copied, and stays
     assert torch.equal(weights({"bc": bc, "base": task.base[0]}[start]), begin)
@@ -1179,13 +1293,14 @@ def test_with_nothing_kept_the_previous_policy_stays(start, bc, task):
 
 
 def test_an_improve_can_end_with_its_last_update(bc, task, monkeypatch):
-    """Where no update is better, the best is the start; the last is the last, and D_eval unseen."""
-    level = replace(task, reward=lambda sources, outputs: np.full(len(outputs), 0.5))
-    looks, grows = spy(monkeypatch, "mean_reward"), spy(monkeypatch, "grow")
+    """Where each is worse, the best is the start; the last is the last, and D_eval unseen."""
+    looks, grows = spy(monkeypatch, "mean_reward"), spy(monkeypatch, "sample_outputs")
 
-    def run(stop):
+    def run(checkpoint):
         del looks[:], grows[:]
-        (row, policy, D_g), = small_rest(bc, level, unfiltered=False, stop=stop)
+        rewards = iter(np.linspace(0.9, 0.5, 9))
+        falling = replace(task, reward=lambda sources, outputs: len(outputs) * [next(rewards)])
+        (row, policy, D_g), = small_rest(bc, falling, unfiltered=False, checkpoint=checkpoint)
         on_eval = [call for call in grows if call["args"][1] is task.eval_sources]
         assert len(on_eval) == len(looks) and row["tokens_trained"] > 0
         return row, policy, D_g, len(looks)
@@ -1196,9 +1311,16 @@ def test_an_improve_can_end_with_its_last_update(bc, task, monkeypatch):
     assert n == 0 and row["updates"] == SMALL.updates
     alone = copy.deepcopy(bc)
     improve(alone, D_g, task.sources, SMALL, SMALL.training(lr=0.8 * SMALL.lr),
-            batches.seed_of(SMALL.seed, 1, 1))
+            seed_of(SMALL.seed, 1, 1))
     assert torch.equal(weights(policy), weights(alone))
     assert not torch.equal(weights(policy), weights(bc))
+
+
+def test_where_all_rewards_are_equal_an_improve_keeps_what_it_has_trained(bc, task):
+    level = replace(task, reward=lambda sources, outputs: np.full(len(outputs), 0.5))
+    ends = [small_rest(bc, level, unfiltered=False, checkpoint=how)[0] for how in ("best", "last")]
+    assert torch.equal(*(weights(policy) for _, policy, _ in ends))
+    assert [row["updates"] for row, *_ in ends] == 2 * [SMALL.updates]
 
 
 def test_a_first_threshold_below_the_mean_is_warned_of(bc, task):
@@ -1206,7 +1328,7 @@ def test_a_first_threshold_below_the_mean_is_warned_of(bc, task):
                               ("quantile", 0.0, True), ("quantile", 0.99, False),
                               ("percentile", 1.0, False)]:
         run = FakeRun()
-        small_rest(bc, task, run, filter=name, thresholds=(tau,))
+        rest.grow(bc, task, replace(SMALL, filter=name, thresholds=(tau,)), 1, run)
         assert any("not above the mean" in event.get("text", "") for event in run.events) == warned
 
 
@@ -1217,7 +1339,7 @@ def test_same_seed_same_run(bc, task):
         for seed in (1, 2):
             torch.manual_seed(seed)
             with pytest.MonkeyPatch.context() as patch:
-                values = spy(patch, "behaviour_value")
+                values = spy(patch, "fit_behaviour_value")
                 _, (_, policy, D_g) = small_rest(bc, task, loss=loss)
             networks = [policy, *(v["result"] for v in values if v["result"] is not None)]
             assert len(networks) == (2 if loss == "oac" else 1)
@@ -1234,9 +1356,10 @@ def test_the_other_losses_get_the_networks_they_need(bc, task, monkeypatch):
             calls = spy(patch, "improve")
             rows = [row for row, *_ in small_rest(bc, task, run, loss=loss, grow=2, improve=(1, 1))]
         assert [row["loss"] for row in rows] == ["bc", loss, loss]
+        used = [call["args"][6] for call in calls]
         # the first Improve of Grow alone is always by BC
-        assert [call["args"][6] for call in calls] == ["bc", loss, loss]
-        frozen = [call["args"][7] for call in calls]
+        assert [type(x) for x in used] == [losses.LOSSES[name] for name in ("bc", loss, loss)]
+        frozen = [x.reference for x in used]
         assert all(f.bc is bc for f in frozen)
         assert torch.equal(weights(frozen[1].behaviour), weights(bc))
         assert torch.equal(weights(frozen[2].behaviour), weights(calls[1]["args"][0]))
@@ -1258,8 +1381,9 @@ def test_a_grow_of_some_sources(bc, task):
 
 
 def test_a_small_Grow_is_drawn_at_once(bc, task):
-    draw, = rest.draws(bc, task, replace(SETTINGS, temperature=(0.8,)), 2, FakeRun())
-    assert same(draw(), sample_outputs(bc, task.sources, 6, (SETTINGS.seed, 2, 0, 0), MAX_LEN, 0.8, rows=64))
+    drawn = grown_samples(bc, task, SETTINGS, 2)
+    assert same(drawn, sample_outputs(bc, task.sources, 6, (SETTINGS.seed, 2, 0, 0), MAX_LEN, 0.8,
+                                      batch_size=256))
 
 
 @pytest.mark.parametrize("temperatures, samples, shares", [
@@ -1267,9 +1391,9 @@ def test_a_small_Grow_is_drawn_at_once(bc, task):
     ((1.0, 1.0), 4, [2, 2]), ((0.5, 1.0), 1, [1])], ids=str)
 def test_temperatures_share_the_samples(temperatures, samples, shares, bc, task, monkeypatch):
     """The first draws with the seeds that it has alone, each other one with its own."""
-    calls = spy(monkeypatch, "grow")
+    calls = spy(monkeypatch, "sample_outputs")
     settings = replace(SETTINGS, temperature=temperatures, samples=samples, grow_sources=20)
-    drawn = drawn_by(bc, task, settings)
+    drawn = grown_samples(bc, task, settings)
     assert [(call["args"][2], call["args"][5]) for call in calls] == list(
         zip(shares, temperatures))
     assert sum(shares) == samples and len({call["args"][3] for call in calls}) == len(shares)
@@ -1277,7 +1401,8 @@ def test_temperatures_share_the_samples(temperatures, samples, shares, bc, task,
     assert list(np.unique(drawn.source)) == list(chosen) and len(drawn) == 20 * samples
     assert (np.bincount(drawn.source)[chosen] == samples).all()
     n = 20 * shares[0]
-    alone = drawn_by(bc, task, replace(settings, temperature=temperatures[:1], samples=shares[0]))
+    alone = grown_samples(bc, task, replace(settings, temperature=temperatures[:1],
+                                            samples=shares[0]))
     assert same(drawn.select(np.arange(n)), alone)
     if temperatures == (1.0, 1.0):  # then the halves are alike, and not the same
         halves = [[list(y) for y in drawn.targets(range(k, k + n))] for k in (0, n)]
@@ -1287,57 +1412,72 @@ def test_temperatures_share_the_samples(temperatures, samples, shares, bc, task,
 @pytest.mark.parametrize("size", [1, 7, 50, 10**6])
 def test_a_Grow_in_parts_is_of_the_same_sources_in_the_same_order(size, bc, task, monkeypatch):
     settings = replace(SETTINGS, temperature=(0.5, 1.0), samples=5, grow_sources=20)
-    whole = drawn_by(bc, task, settings)
+    whole = grown_samples(bc, task, settings)
     small_parts(monkeypatch, size)
-    parts = [draw() for draw in rest.draws(bc, task, settings, 1, FakeRun())]
+    calls = spy(monkeypatch, "sample_outputs")
+    drawn, chosen = grown_samples(bc, task, settings), rest.choose_sources(task, settings, 1)
+    parts = [call["result"] for call in calls]
     assert len(parts) == sum(-(-20 // max(1, size // n)) for n in (3, 2))
     assert max(map(len, parts)) <= max(size, 3)  # the outputs of a source stay together
-    drawn, chosen = Pairs.join(parts), rest.choose_sources(task, settings, 1)
+    np.testing.assert_array_equal(drawn.tokens, np.concatenate([part.tokens for part in parts]))
     assert list(drawn.source) == [*np.repeat(chosen, 3), *np.repeat(chosen, 2)]
     np.testing.assert_array_equal(drawn.source, whole.source)
     assert drawn.source.dtype == np.int32 and np.isnan(drawn.reward).all()
     np.testing.assert_allclose(logprobs_of(bc, task.sources, drawn), drawn.logprobs, atol=1e-5)
 
 
+class Parts(FakeRun):
+    """Of a step in parts, only some of the parts are made."""
+
+    def __init__(self, chosen):
+        super().__init__()
+        self.chosen = chosen
+
+    def parts(self, name, items, look=None):
+        items = [items[k] for k in self.chosen] if name.startswith("grow") else items
+        yield from super().parts(name, items, look)
+
+
 def test_each_part_of_a_Grow_has_random_numbers_of_its_own(task, monkeypatch):
     """Whichever is drawn first: so a Grow that goes on is the one that was begun."""
     small_parts(monkeypatch, 4)
-    alike = replace(task, sources=8 * task.sources[:1])
+    alike = replace(task, sources=8 * task.sources[:1],
+                    data=task.data.select(np.arange(8)))
     settings = replace(SETTINGS, temperature=(1.0, 1.0), samples=8)
-    draws = rest.draws(some_policy(), alike, settings, 1, FakeRun())
-    parts = [draw() for draw in draws]
-    assert [list(part.source) for part in parts] == [[i] * 4 for i in [*range(8), *range(8)]]
+    drawn = lambda chosen: rest.grow(some_policy(), alike, settings, 1, Parts(chosen))[1]
+    whole = drawn(range(16))
+    assert list(whole.source) == [i for i in [*range(8), *range(8)] for _ in range(4)]
+    parts = list(whole.parts())
     assert len({tuple(map(tuple, part.targets())) for part in parts}) == 16
-    for draw, part in zip(draws[::-1], parts[::-1]):
-        assert same(draw(), part)
+    assert same(drawn(range(15, -1, -1)), Pairs.join(parts[::-1]))
 
 
 @pytest.mark.parametrize("human", ["filtered", "out"])
-@pytest.mark.parametrize("once", [False, True])
+@pytest.mark.parametrize("distinct", [False, True])
 @pytest.mark.parametrize("size", [1, 7, 100])
-def test_D_g_scored_in_parts_is_D_g_scored_at_once(size, once, human, bc, task, monkeypatch):
-    settings, asked = replace(SMALL, human=human, distinct=once), []
-    pool = [drawn_by(bc, task, settings, g) for g in (1, 2)]
+def test_D_g_scored_in_parts_is_D_g_scored_at_once(size, distinct, human, bc, task, monkeypatch):
+    settings, asked = replace(SMALL, human_data=human, distinct=distinct), []
+    earlier = grown_samples(bc, task, settings)
 
     def counted(sources, outputs):
         asked.append(len(outputs))
         return oracle(sources, outputs)
 
-    samples = Pairs.join(pool)
-    samples = samples.select(first_of_equal(samples)) if once else samples
+    samples = Pairs.join([earlier, grown_samples(bc, task, settings, 2)])
+    samples = samples.select(first_of_equal(samples)) if distinct else samples
     expected = score(Pairs.join([samples, *([task.data] if human != "out" else [])]), task.sources,
                      oracle)
     small_parts(monkeypatch, size)
-    makes = rest.scores(pool, replace(task, reward=counted), settings)
-    assert asked == []  # only when it is called
-    assert same(Pairs.join([make() for make in makes]), expected)
+    monkeypatch.setattr(rest, "PART", 10**6)  # drawn at once, as before
+    D_g, _ = rest.grow(bc, replace(task, reward=counted), settings, 2, FakeRun(), [earlier])
+    assert same(D_g, expected)
     assert max(asked) <= size and sum(asked) == len(expected)
-    assert (len(samples) < 240) == once
+    assert (len(samples) < 240) == distinct
 
 
 @pytest.mark.parametrize("keep", [False, True])
 def test_the_samples_of_earlier_grows_can_be_kept(keep, bc, task, monkeypatch):
-    drawn, run = spy(monkeypatch, "grow"), FakeRun()
+    drawn, run = spy(monkeypatch, "sample_outputs"), FakeRun()
     yielded = small_rest(bc, task, run, keep_samples=keep, grow=3, improve=(1,), unfiltered=False)
     drawn = [call for call in drawn if call["args"][2] == SMALL.samples]
     for g, (row, _, D_g) in enumerate(yielded, 1):
@@ -1355,7 +1495,7 @@ def test_the_samples_of_earlier_grows_can_be_kept(keep, bc, task, monkeypatch):
 
 def test_the_speed_of_a_grow_is_of_its_own_samples(bc, task, monkeypatch):
     """Also where D_g holds those of earlier Grows, which were drawn in other seconds."""
-    drawn, run = spy(monkeypatch, "grow"), FakeRun()
+    drawn, run = spy(monkeypatch, "sample_outputs"), FakeRun()
     small_rest(bc, task, run, keep_samples=True, grow=2)
     drawn = [call for call in drawn if call["args"][2] == SMALL.samples]
     speeds = [event["tokens_per_second"] for event in run.events if event["event"] == "grow"]
@@ -1366,7 +1506,7 @@ def test_the_speed_of_a_grow_is_of_its_own_samples(bc, task, monkeypatch):
 def test_what_becomes_of_D(human, bc, task):
     """Filtered like the samples, kept whole, or left out of D_g."""
     run = FakeRun()
-    for row, _, D_g in small_rest(bc, task, run, human=human, thresholds=(0.75,)):
+    for row, _, D_g in small_rest(bc, task, run, human_data=human, thresholds=(0.75,)):
         assert D_g.human.sum() == (0 if human == "out" else len(task.data))
         samples = D_g.reward[~D_g.human]
         unfiltered = row["improve"] == 0
@@ -1379,11 +1519,11 @@ def test_what_becomes_of_D(human, bc, task):
     assert (event["reward_data"] is None) == (human == "out")
 
 
-def test_a_cap_and_ties_reach_the_improve(bc, task, monkeypatch):
+def test_max_per_source_and_inclusive_reach_the_improve(bc, task, monkeypatch):
     calls = spy(monkeypatch, "improve")
-    for changes, n in [(dict(max_per_source=1), 1), (dict(max_per_source=2), 2), (dict(max_per_source=0), 6)]:
+    for most, n in [(1, 1), (2, 2), (0, 6)]:
         small_rest(bc, task, unfiltered=False, samples=6, human_data="out", inclusive=True,
-                   thresholds=(0.5,), **changes)
+                   thresholds=(0.5,), max_per_source=most)
         kept = kept_by(calls[-1])
         assert set(kept.reward) == {0.5, 1.0} and np.bincount(kept.source).max() == n
 
@@ -1435,6 +1575,11 @@ def test_equal_outputs_can_be_kept_only_once(bc, task):
     assert plain["tokens_drawn"] == row["tokens_drawn"]
 
 
+def opened(folder, **settings):
+    """A run in the folder, or that run gone on with."""
+    return Run(RunSettings(out=str(folder), resume=True, **settings), "x")
+
+
 class Killed(BaseException):
     """Passes through every handler, like the process's end."""
 
@@ -1458,25 +1603,25 @@ def failing(function, at):
 def test_a_run_in_parts_that_is_killed_goes_on_with_the_next_part(bc, task, tmp_path, monkeypatch):
     """A Grow of three parts, killed in the second; five to score, killed in the fourth."""
     small_parts(monkeypatch, 50)
-    opened = lambda: Run(RunSettings(out=str(tmp_path), resume=True), "x")
 
     def went(run, reward=oracle):
-        return [(untimed(row), weights(policy), D_g) for row, policy, D_g in
-                small_rest(bc, replace(task, reward=reward), run)]
+        with run:
+            return [(untimed(row), weights(policy), D_g) for row, policy, D_g in
+                    small_rest(bc, replace(task, reward=reward), run)]
 
     def parts_made():
         return {path.name: size_of(path)["parts"] for path in (tmp_path / "steps").iterdir()}
 
-    whole = went(FakeRun())
+    whole = [(untimed(row), weights(policy), D_g) for row, policy, D_g in small_rest(bc, task)]
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(rest, "grow", failing(grow, 2))
-        went(opened())
+        patch.setattr(rest, "sample_outputs", failing(sample_outputs, 2))
+        went(opened(tmp_path))
     assert parts_made() == {"grow-1.unfinished": 1}
-    calls = spy(monkeypatch, "grow")
+    calls = spy(monkeypatch, "sample_outputs")
     with pytest.raises(Killed):
-        went(opened(), failing(oracle, 4))
+        went(opened(tmp_path), failing(oracle, 5))  # the first call of all is a trial
     assert parts_made() == {"grow-1": 3, "score-1.unfinished": 3} and len(calls) == 2
-    run = opened()
+    run = opened(tmp_path)
     resumed = went(run)
     assert len(calls) > 2 and SMALL.samples not in [call["args"][2] for call in calls[2:]]
     for (row, policy, D_g), (row_too, policy_too, D_g_too) in zip(whole, resumed, strict=True):
@@ -1494,8 +1639,8 @@ def online_end(bc, task, settings, run=None):
 
 def test_online(bc, task, monkeypatch):
     before = weights(bc)
-    grows, improves = spy(monkeypatch, "grow"), spy(monkeypatch, "improve",
-                                                    lambda args: weights(args[0]))
+    grows = spy(monkeypatch, "sample_outputs")
+    improves = spy(monkeypatch, "improve", lambda args: weights(args[0]))
     run = FakeRun()
     row, policy = online_end(bc, task, replace(SETTINGS, ppo_samples=200), run)
     assert set(row) == ROW and run.steps == ["ppo-1"]
@@ -1518,9 +1663,10 @@ def test_online(bc, task, monkeypatch):
         if raw.std() > 0:
             np.testing.assert_allclose(groups * centred.std(), centred * groups.std(), atol=1e-4)
         np.testing.assert_array_equal(pairs.logprobs, grown["result"].logprobs)
-        assert call["args"][6] == "ppo" and call["args"][7].bc is bc
+        loss = call["args"][6]
+        assert type(loss) is losses.PPO and loss.reference.bc is bc
         assert not hp.dropout and hp.updates == SETTINGS.ppo_updates
-        assert torch.equal(call["before"], before if k == 0 else call["before"])
+        assert torch.equal(call["before"], before) == (k == 0)
         assert call["kwargs"]["optimizer"] is improves[0]["kwargs"]["optimizer"]
     assert torch.equal(weights(bc), before)
     assert not torch.equal(weights(policy), before)
@@ -1553,55 +1699,56 @@ def test_online_with_few_sources(bc):
 
 def test_every_sample_of_a_ppo_round_is_used(bc, task, monkeypatch):
     """Also where the sources are longer than the outputs."""
-    used = []
-    fit = rest.fit
-
-    def spied(model, loss_of, lengths, units, hp, seed, **kwargs):
-        seen = []
-        done = fit(model, lambda index, progress: (seen.extend(index), loss_of(index, progress))[1],
-                   lengths, units, hp, seed, **kwargs)
-        used.append((len(set(seen)), len(lengths)))
-        return done
-
-    monkeypatch.setattr(rest, "fit", spied)
+    watch_batches(monkeypatch, seen := [])
     long = replace(task, sources=[np.array([x[0], *4 * [FILLER], EOS]) for x in task.sources])
     online_end(bc, long, replace(SETTINGS, ppo_samples=32))
-    assert used == [(32, 32)]
+    batches, = seen
+    assert {int(i) for _, index in batches for i in index} == set(range(32))
+    assert len(batches[0][0].token_counts) == 32
 
 
 LONG_WAY = replace(SETTINGS, ppo_samples=200)  # six rounds
+
+
+@pytest.fixture(scope="module")
+def long_way(bc, task):
+    """long_way(n): online RL in n rows -> what it yielded, and its run."""
+    @functools.cache
+    def went(n):
+        run, settings = FakeRun(), replace(LONG_WAY, ppo_rows=n)
+        return [(row, copy.deepcopy(policy)) for row, policy in rest.online(
+            bc, task, settings, run)], run
+
+    return went
 
 
 def untimed(row, *also):
     return {k: v for k, v in row.items() if not k.endswith("seconds") and k not in also}
 
 
-def test_rows_along_the_way_change_nothing(bc, task):
+def test_rows_along_the_way_change_nothing(long_way):
     """What each row has of its own adds up; the rest has been counted from the start."""
-    whole, = [(row, weights(policy)) for row, policy in rest.online(bc, task, LONG_WAY,
-                                                                      FakeRun())]
+    (whole, end), = long_way(1)[0]
     for n, rounds in [(3, [2, 4, 6]), (4, [2, 4, 5, 6]), (99, [1, 2, 3, 4, 5, 6])]:
-        run = FakeRun()
-        parts = [(row, weights(policy)) for row, policy in rest.online(
-            bc, task, replace(LONG_WAY, ppo_rows=n), run)]
-        rows = [row for row, _ in parts]
+        yielded, run = long_way(n)
+        rows, policies = zip(*((row, weights(policy)) for row, policy in yielded))
         assert run.steps == [f"ppo-{k + 1}" for k in range(len(rounds))]
         assert [row["grow"] for row in rows] == rounds and all(set(row) == ROW for row in rows)
         assert [row["samples"] for row in rows] == [32 * k for k in rounds]
-        assert torch.equal(parts[-1][1], whole[1])
-        assert not any(torch.equal(a, b) for (_, a), (_, b) in itertools.pairwise(parts))
+        assert torch.equal(policies[-1], weights(end))
+        assert not any(torch.equal(a, b) for a, b in itertools.pairwise(policies))
         own = ("updates", "tokens_trained")
-        assert untimed(rows[-1], *own) == untimed(whole[0], *own)
+        assert untimed(rows[-1], *own) == untimed(whole, *own)
         for key in own:
-            assert sum(row[key] for row in rows) == whole[0][key]
+            assert sum(row[key] for row in rows) == whole[key]
         for key in ("samples", "distinct_samples", "tokens_drawn", "grow_seconds"):
             assert all(a[key] < b[key] for a, b in itertools.pairwise(rows)), key
         logged = [event["round"] for event in run.events if event["event"] == "ppo"]
         assert logged == [0, 1, 2, 3, 4, 5]
 
 
-def test_a_row_of_the_baseline_describes_the_policy_beside_it(bc, task):
-    for row, policy in rest.online(bc, task, replace(LONG_WAY, ppo_rows=3), FakeRun()):
+def test_a_row_of_the_baseline_describes_the_policy_beside_it(bc, task, long_way):
+    for row, policy in long_way(3)[0]:
         seen = evaluate(policy, bc, task, LONG_WAY)
         assert {key: row[key] for key in seen} == seen and row["kl_to_bc"] != 0
 
@@ -1609,7 +1756,7 @@ def test_a_row_of_the_baseline_describes_the_policy_beside_it(bc, task):
 @pytest.mark.parametrize("updates", [1, 2, 8])
 def test_what_the_baseline_drew_and_trained_on_is_counted(updates, bc, task, monkeypatch):
     """With many updates the last of a round begin its samples again: trained on twice."""
-    grows, improves = spy(monkeypatch, "grow"), spy(monkeypatch, "improve")
+    grows, improves = spy(monkeypatch, "sample_outputs"), spy(monkeypatch, "improve")
     begun = 0
     for row, _ in rest.online(bc, task, replace(LONG_WAY, ppo_rows=3, ppo_updates=updates),
                                 FakeRun()):
@@ -1618,28 +1765,29 @@ def test_what_the_baseline_drew_and_trained_on_is_counted(updates, bc, task, mon
         assert row["samples"] == sum(map(len, drawn))
         new, begun = improves[begun:], len(improves)
         assert row["updates"] == sum(call["result"]["updates"] for call in new) == 2 * updates
-        assert row["tokens_trained"] == sum(call["result"]["units"] for call in new)
+        assert row["tokens_trained"] == sum(call["result"]["tokens"] for call in new)
         assert row["grow_seconds"] > 0 and row["train_seconds"] > 0
         assert row["seconds"] >= row["train_seconds"]
 
 
 @pytest.mark.parametrize("how", ["stopped after a part", "killed inside of the next"])
-def test_the_baseline_goes_on_after_its_last_finished_part(how, bc, task, tmp_path):
+def test_the_baseline_goes_on_after_its_last_finished_part(how, bc, task, long_way, tmp_path):
     """With the policy, the optimiser and the counts that it had: as if it had not been stopped."""
     settings = replace(LONG_WAY, ppo_rows=3)
 
     def went(reward, run):
-        return [(untimed(row), weights(policy)) for row, policy in rest.online(
-            bc, replace(task, reward=reward), settings, run)]
+        with run:
+            return [(untimed(row), weights(policy)) for row, policy in rest.online(
+                bc, replace(task, reward=reward), settings, run)]
 
-    whole = went(oracle, FakeRun())
+    whole = [(untimed(row), weights(policy)) for row, policy in long_way(3)[0]]
     stop = "ppo-1" if how.startswith("stopped") else ""
     # two rounds and a row are four calls of the reward, then another round
     cut = oracle if stop else failing(oracle, 6)
     with pytest.raises(Stopped if stop else Killed):
-        went(cut, Run(RunSettings(out=str(tmp_path), stop_after=stop), "x"))
+        went(cut, opened(tmp_path, stop_after=stop))
     assert [path.name for path in (tmp_path / "steps").iterdir()] == ["ppo-1.pt"]
-    resumed = Run(RunSettings(out=str(tmp_path), resume=True), "x")
+    resumed = opened(tmp_path)
     torch.manual_seed(77)  # whatever the process has drawn
     parts = went(oracle, resumed)
     assert [row for row, _ in parts] == [row for row, _ in whole]
@@ -1653,9 +1801,9 @@ def test_one_update_a_round_is_reinforce(bc, task):
     policy, chosen = copy.deepcopy(bc), np.array([4, 9, 2, 30])
     settings = replace(SETTINGS, ppo_updates=1, ppo_kl=0.0, ppo_group=8)
     hp = settings.training(updates=1, lr=1.0, warmup=0, dropout=False, clip=1e9)
-    drawn, seconds, fitted = online.ppo_round(policy, bc, chosen, task, settings, hp,
-                                              torch.optim.SGD(policy.parameters(), 1.0), 3)
-    assert fitted["units"] == len(drawn.tokens)
+    drawn, seconds, done = rest.ppo_round(policy, bc, chosen, task, settings, hp,
+                                          torch.optim.SGD(policy.parameters(), 1.0), 3)
+    assert done["tokens"] == len(drawn.tokens)
     assert list(drawn.source) == list(np.repeat(chosen, 8)) and seconds > 0
     np.testing.assert_array_equal(
         drawn.reward, oracle([task.sources[i] for i in drawn.source], drawn.targets()))
@@ -1673,22 +1821,32 @@ def test_one_update_a_round_is_reinforce(bc, task):
 
 
 def test_a_reward_is_never_asked_about_nothing(bc, task, monkeypatch):
+    """Of parts that hold nothing new, for instance."""
     small_parts(monkeypatch, 7)
-    settings = replace(SMALL, distinct=True, temperature=(0.0, 0.0), samples=2)
-    pool, asked = [drawn_by(bc, task, settings)], []
+    settings, asked = replace(SMALL, distinct=True, temperature=(0.0, 0.0), samples=2), []
 
-    def counted(s, o):
-        asked.append(len(o))
-        return oracle(s, o)
+    def counted(sources, outputs):
+        asked.append(len(outputs))
+        return oracle(sources, outputs)
 
-    for make in rest.scores(pool, replace(task, reward=counted), settings):
-        make()
-    assert min(asked) > 0
+    D_g, samples = rest.grow(bc, replace(task, reward=counted), settings, 1, FakeRun())
+    assert min(asked) > 0 and len(samples) == 120 and (~D_g.human).sum() == 60
 
 
-def test_scores_copies_nothing_before_it_is_called(bc, task, monkeypatch):
-    pool = [drawn_by(bc, task, SMALL)]
-    calls = []
-    monkeypatch.setattr(Pairs, "select", lambda self, index: calls.append(1))
-    rest.scores(pool, task, replace(SMALL, distinct=True))
-    assert not calls
+def test_grow_copies_a_part_only_when_it_is_scored(bc, task, monkeypatch):
+    small_parts(monkeypatch, 50)
+    settings, order = replace(SMALL, distinct=True), []
+    choose = Pairs.select
+
+    def rewarded(sources, outputs):
+        order.append("score")
+        return oracle(sources, outputs)
+
+    def counted(pairs, index):
+        if np.asarray(index).dtype == bool:
+            order.append("copy")
+        return choose(pairs, index)
+
+    monkeypatch.setattr(Pairs, "select", counted)
+    rest.grow(bc, replace(task, reward=rewarded), settings, 1, FakeRun())
+    assert order == 3 * ["copy", "score"] + 2 * ["score"]  # of samples; of D

@@ -1,4 +1,4 @@
-"""reward.py: the reward model, the value model, and how a reward is judged."""
+"""reward.py and reward_metrics.py: the reward model, the value model, and how good a reward is."""
 
 import math
 
@@ -7,12 +7,13 @@ import pytest
 import torch
 
 import reward as rm
-from infra import reward_metrics
 from infra.batches import pad
+from infra.errors import UserError
 from infra.pairs import Pairs, check_rewards
-from infra.reward_metrics import evaluate_reward_model, kendall, ranks, reference_above
+from infra.reward_metrics import (evaluate_reward_model, kendall, ranks, reference_above, table,
+                                  unit_tests)
 from infra.trainer import Training
-from model import Config, EOS, PAD, Transformer, token_logprobs
+from model import EOS, PAD, Config, Transformer, token_logprobs
 from reward import RewardModel, ValueModel, preference_pairs
 
 V, MAX_LEN = 11, 12
@@ -26,7 +27,7 @@ def policy(seed=0, **changes):
         return Transformer(Config(**sizes | changes)).eval()
 
 
-def critic(cls, seed=0, **changes):
+def with_head(cls, seed=0, **changes):
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return cls.from_policy(policy(seed, **changes)).eval()
@@ -39,7 +40,7 @@ def texts(n, seed=0, shortest=0, longest=8):
     return [np.append(rng.integers(3, V, n - 1), EOS) if n else np.zeros(0, int) for n in lengths]
 
 
-# ------------------------------------------------------------------------------ measures of evaluate_reward_model
+# -------------------------------------------------------------------- measures of a reward model
 
 
 def test_ranks_share_ties():
@@ -98,7 +99,7 @@ def made_up(scores, sources, references=(), reference_scores=()):
     return score
 
 
-def test_judge_of_a_perfect_reward_and_a_reversed_one():
+def test_measures_of_a_perfect_reward_and_a_reversed_one():
     sources, rated = rated_texts()
     perfect = evaluate_reward_model(made_up(rated.reward, sources), sources, rated)
     assert set(perfect) == {"pearson", "spearman", "kendall", "pairs within a source"}
@@ -112,7 +113,7 @@ def test_judge_of_a_perfect_reward_and_a_reversed_one():
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
-def test_judge_of_a_constant_reward_knows_nothing():
+def test_a_constant_reward_knows_nothing():
     sources, rated = rated_texts()
     constant = evaluate_reward_model(made_up(np.full(len(rated), 0.5), sources), sources, rated)
     assert constant.pop("pairs within a source") == pytest.approx(0.5)
@@ -120,16 +121,18 @@ def test_judge_of_a_constant_reward_knows_nothing():
         assert not abs(value) > 1e-6  # 0, or not a number
 
 
-def test_judge_within_a_source_is_of_pairs_of_one_source():
+def test_pairs_within_a_source_are_pairs_of_one_source():
     """Right within each source, wrong between sources."""
     sources, rated = rated_texts(2, 3)
     rated.reward[:] = [0.7, 0.8, 0.9, 0.1, 0.2, 0.3]
-    measured = evaluate_reward_model(made_up([0.1, 0.2, 0.3, 0.7, 0.8, 0.9], sources), sources, rated)
+    score = made_up([0.1, 0.2, 0.3, 0.7, 0.8, 0.9], sources)
+    measured = evaluate_reward_model(score, sources, rated)
     assert measured["pairs within a source"] == 1
     assert measured["kendall"] == pytest.approx((6 - 9) / 15)
     # a tie of true ratings is no pair; a tie of scores counts half
     rated.reward[:] = [0.7, 0.7, 0.9, 0.1, 0.2, 0.3]
-    measured = evaluate_reward_model(made_up([0.1, 0.2, 0.2, 0.9, 0.8, 0.7], sources), sources, rated)
+    score = made_up([0.1, 0.2, 0.2, 0.9, 0.8, 0.7], sources)
+    measured = evaluate_reward_model(score, sources, rated)
     assert measured["pairs within a source"] == pytest.approx(1.5 / 5)
 
 
@@ -144,7 +147,7 @@ def test_reference_above_is_the_share_of_outputs_below_their_own_reference():
 
 
 def test_scores_do_not_depend_on_batch_or_order():
-    model, sources, outputs = critic(RewardModel), texts(30, 1, shortest=1), texts(30, 2)
+    model, sources, outputs = with_head(RewardModel), texts(30, 1, shortest=1), texts(30, 2)
     scores = model.score(sources, outputs)
     assert scores.shape == (30,) and scores.dtype == np.float32
     assert (scores > 0).all() and (scores < 1).all() and len(np.unique(scores)) > 25
@@ -159,20 +162,20 @@ def test_scores_do_not_depend_on_batch_or_order():
 
 
 def test_scores_depend_on_source_and_output():
-    model, x, y = critic(RewardModel), texts(2, 1, shortest=5), texts(2, 2, shortest=5)
+    model, x, y = with_head(RewardModel), texts(2, 1, shortest=5), texts(2, 2, shortest=5)
     scores = model.score([x[0], x[0], x[1], x[1]], [y[0], y[1], y[0], y[1]])
     assert len(np.unique(scores)) == 4
 
 
 def test_padding_changes_no_score():
-    model = critic(RewardModel)
+    model = with_head(RewardModel)
     src, out = pad(texts(5, 1, shortest=1)), pad(texts(5, 2))
     wider = [torch.nn.functional.pad(x, (0, 3)) for x in (src, out)]
     torch.testing.assert_close(model(*wider), model(src, out), atol=1e-6, rtol=0)
 
 
 def test_long_outputs_are_cut_and_empty_ones_have_a_score():
-    model, sources = critic(RewardModel), texts(3, 1, shortest=2)
+    model, sources = with_head(RewardModel), texts(3, 1, shortest=2)
     long = [np.random.default_rng(i).integers(3, V, 3 * MAX_LEN) for i in range(3)]
     np.testing.assert_array_equal(model.score(sources, long),
                                   model.score(sources, [y[:MAX_LEN] for y in long]))
@@ -184,7 +187,7 @@ def test_long_outputs_are_cut_and_empty_ones_have_a_score():
 
 
 def test_scoring_leaves_the_model_as_it_was():
-    model = critic(RewardModel, dropout=0.5)
+    model = with_head(RewardModel, dropout=0.5)
     sources, outputs = texts(5, 1, shortest=1), texts(5, 2)
     scores = model.score(sources, outputs)
     model.train()
@@ -204,12 +207,21 @@ def examples(n_sources, per_source, seed):
     return sources, pairs
 
 
+@pytest.mark.parametrize("rating", [np.nan, np.inf, -0.1, 1.5])
+@pytest.mark.parametrize("preferences", [False, True])
+def test_ratings_that_are_none_are_refused(rating, preferences):
+    sources, rated = rated_texts(2, 2)
+    rated.reward[3] = rating
+    with pytest.raises(UserError, match="rating of output 3"):
+        rm.train_reward(with_head(RewardModel), sources, rated, Training(updates=1), 0, preferences)
+
+
 @pytest.mark.parametrize("preferences", [False, True])
 def test_a_reward_model_learns_a_simple_rule(preferences):
     """The share of a certain token, from ratings and from preferences; judged on new texts."""
-    model, (sources, rated) = critic(RewardModel), examples(60, 8, 10)
+    model, (sources, rated) = with_head(RewardModel), examples(60, 8, 10)
     held_out, test = examples(20, 8, 20)
-    hp = Training(updates=150, batch_tokens=512, lr=5e-3, warmup=20)
+    hp = Training(updates=100, batch_tokens=400, lr=8e-3, warmup=15)
     before = evaluate_reward_model(model.score, held_out, test)
     rm.train_reward(model, sources, rated, hp, 0, preferences=preferences)
     after = evaluate_reward_model(model.score, held_out, test)
@@ -222,15 +234,15 @@ def test_a_reward_model_learns_a_simple_rule(preferences):
 
 def test_regression_finds_the_mean_of_noisy_ratings():
     """What a soft label's cross-entropy is best answered with, not the median or the mode."""
-    model, sources = critic(RewardModel), [np.array([5, EOS])]
-    rated = Pairs.of(np.zeros(40, int), 40 * [[4, EOS]], reward=np.repeat([0.0, 1.0], [10, 30]))
+    model, sources = with_head(RewardModel), [np.array([5, EOS])]
+    rated = Pairs.of(4 * [0], 4 * [[4, EOS]], reward=[0, 1, 1, 1])
     hp = Training(updates=150, batch_tokens=10**4, lr=5e-3, warmup=10, dropout=False)
     rm.train_reward(model, sources, rated, hp, 0)
     assert model.score(sources, [[4, EOS]])[0] == pytest.approx(0.75, abs=0.02)
 
 
 def test_the_policy_hands_on_a_copy():
-    """Its weights begin the critic, share no memory with it, and stay as they are."""
+    """Its weights begin both models, share no memory with it, and stay as they are."""
     for cls in (RewardModel, ValueModel):
         net = policy()
         before = {name: x.clone() for name, x in net.state_dict().items()}
@@ -293,8 +305,8 @@ def test_preference_pairs_of_two_outputs_and_of_ties():
     rated = Pairs.of([0, 1, 0, 1, 2], 5 * [[EOS]], reward=[0.2, 0.5, 0.9, 0.5, 0.1])
     winners, losers = preference_pairs(rated, 0)
     assert (list(winners), list(losers)) == ([2], [0])
-    with pytest.raises(ValueError, match="nothing to prefer"):
-        rm.train_reward(critic(RewardModel), 3 * [[EOS]], rated.select([1, 3, 4]),
+    with pytest.raises(UserError, match="nothing to prefer"):
+        rm.train_reward(with_head(RewardModel), 3 * [[EOS]], rated.select([1, 3, 4]),
                         Training(updates=1), 0, preferences=True)
 
 
@@ -302,7 +314,7 @@ def test_preference_pairs_of_two_outputs_and_of_ties():
 
 
 def test_values_know_only_what_came_before():
-    model = critic(ValueModel)
+    model = with_head(ValueModel)
     src, tokens = pad(texts(4, 1, shortest=3)), torch.randint(3, V, (4, 8))
     values = model(src, tokens)
     assert values.shape == (4, 8)
@@ -316,13 +328,13 @@ def test_values_know_only_what_came_before():
 
 
 def test_values_do_not_depend_on_padding():
-    model, src, tokens = critic(ValueModel), pad(texts(4, 1, shortest=3)), pad(texts(4, 2))
+    model, src, tokens = with_head(ValueModel), pad(texts(4, 1, shortest=3)), pad(texts(4, 2))
     wider = model(torch.nn.functional.pad(src, (0, 2)), torch.nn.functional.pad(tokens, (0, 2)))
     torch.testing.assert_close(wider[:, :-2], model(src, tokens), atol=1e-6, rtol=0)
 
 
 def test_a_value_model_learns_constant_returns():
-    model, (sources, pairs) = critic(ValueModel), examples(20, 2, 3)
+    model, (sources, pairs) = with_head(ValueModel), examples(20, 2, 3)
     pairs.reward[:] = 0.7
     hp = Training(updates=80, batch_tokens=512, lr=5e-3, warmup=10)
     rm.train_value(model, sources, pairs, hp, 0)
@@ -334,9 +346,8 @@ def test_a_value_model_learns_constant_returns():
 
 def test_a_value_model_learns_what_the_first_token_decides():
     """V(x) is the mean return; once y_1 is known, V is the return itself."""
-    model, sources = critic(ValueModel), [np.array([5, EOS])]
-    pairs = Pairs.of(np.zeros(40, int), [[3 + i % 2, 6, EOS] for i in range(40)],
-                     reward=np.arange(40) % 2)
+    model, sources = with_head(ValueModel), [np.array([5, EOS])]
+    pairs = Pairs.of([0, 0], [[3, 6, EOS], [4, 6, EOS]], reward=[0, 1])
     hp = Training(updates=150, batch_tokens=10**4, lr=5e-3, warmup=10, dropout=False)
     rm.train_value(model, sources, pairs, hp, 0)
     with torch.no_grad():
@@ -357,7 +368,7 @@ def test_unit_tests_damage_the_references():
         calls.append([list(y) for y in outputs])
         return np.full(len(outputs), 0.1 * len(calls), np.float32)
 
-    rewards = reward_metrics.unit_tests(score, sources, references, seed=3)
+    rewards = unit_tests(score, sources, references, seed=3)
     names = ["the reference", "its words shuffled", "repeated twice", "empty", "another source's"]
     assert list(rewards) == names
     assert list(rewards.values()) == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.5])
@@ -383,13 +394,13 @@ def test_unit_tests_are_the_same_each_time_and_take_cut_off_references():
         return np.zeros(len(outputs), np.float32)
 
     for _ in range(2):
-        reward_metrics.unit_tests(score, cut, cut)
+        unit_tests(score, cut, cut)
     assert seen[:5] == seen[5:]
     assert seen[0] == [[5, 6, 7, 8, EOS], [6, 7, EOS], [3, EOS]]
 
 
 def test_table_shows_every_measure():
-    text = rm.table({"pearson": 0.517, "kendall": -0.25}, {"the reference": 0.876, "empty": 0.031})
+    text = table({"pearson": 0.517, "kendall": -0.25}, {"the reference": 0.876, "empty": 0.031})
     for part in ("pearson", "0.52", "-0.25", "the reference", "87.6", "3.1"):
         assert part in text
 

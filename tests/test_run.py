@@ -1,11 +1,14 @@
-"""run.py: command lines, and what a run's folder keeps when a process fails or is resumed."""
+"""infra/settings.py, infra/run.py, infra/cli.py: command lines, and the folder of a run.
+
+What the folder keeps when a process fails or is resumed, and when nothing can be printed.
+"""
 
 import errno
 import io
 import json
 import os
-import re
 import shutil
+import sys
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
@@ -15,13 +18,13 @@ import pytest
 import torch
 
 import infra.pairs as pairs_py
-from infra import processes
 import infra.run as run_module
-from infra import storage
+import train_toy
+from infra import processes, storage
 from infra.cli import choose_device, run_cli
 from infra.errors import UserError
 from infra.pairs import Pairs
-from infra.run import Run, Stopped
+from infra.run import InMemory, Run, Stopped, hash_of
 from infra.settings import RunSettings, parse, plain_type, setting
 
 
@@ -162,6 +165,19 @@ def events(folder):
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
+def step(run, name, make):
+    """A step as programs make it: what is done is loaded."""
+    saved = run.begin(name)
+    return run.end(make()) if saved is None else saved
+
+
+def pairs_of(run, name, makes, look=None):
+    """A step of Pairs as programs make it, part by part."""
+    for make in run.parts(name, makes, look):
+        run.add(make())
+    return run.pairs(name)
+
+
 def nothing_to_make():
     raise AssertionError("this step is done: nothing is to be made")
 
@@ -207,7 +223,7 @@ def test_resume_without_out_takes_the_newest():
 
 
 def test_an_existing_run_is_refused_without_resume(tmp_path):
-    opened(out="mine").step("a", lambda: {"x": 1})
+    step(opened(out="mine"), "a", lambda: {"x": 1})
     before = (tmp_path / "mine/config.json").read_bytes()
     with pytest.raises(UserError, match="mine.*--resume"):
         opened(out="mine", count=4)
@@ -227,7 +243,7 @@ def test_an_absent_or_empty_folder_starts_afresh(there, resume):
     if there:
         Path("deep/mine").mkdir(parents=True)
     run = opened(out="deep/mine", resume=resume)
-    assert (run.folder / "config.json").exists() and run.step("a", lambda: {"x": 1}) == {"x": 1}
+    assert (run.folder / "config.json").exists() and step(run, "a", lambda: {"x": 1}) == {"x": 1}
 
 
 def test_resume_with_nothing_to_resume_starts_the_first():
@@ -235,7 +251,7 @@ def test_resume_with_nothing_to_resume_starts_the_first():
 
 
 def test_other_settings_are_refused_by_name():
-    opened(out="mine", count=3, sizes=(1, 2)).step("a", lambda: {"x": 1})
+    step(opened(out="mine", count=3, sizes=(1, 2)), "a", lambda: {"x": 1})
     with pytest.raises(UserError) as refusal:
         opened(out="mine", resume=True, count=4, sizes=(1, 3))
     text = str(refusal.value)
@@ -275,8 +291,8 @@ def test_a_step_is_made_once():
         made.append(1)
         return {"weights": {"w": torch.arange(3.0)}, "row": {"name": "BC", "reward": None, "n": 2}}
 
-    first = run.step("bc", make)
-    for again in (run.step("bc", make), opened(out="mine", resume=True).step("bc", make)):
+    first = step(run, "bc", make)
+    for again in (step(run, "bc", make), step(opened(out="mine", resume=True), "bc", make)):
         assert torch.equal(again["weights"]["w"], first["weights"]["w"])
         assert again["row"] == first["row"]
     assert made == [1]
@@ -284,17 +300,17 @@ def test_a_step_is_made_once():
 
 
 def test_pairs_come_back_as_they_were():
-    made = opened(out="mine").pairs("grow-1", [lambda: PAIRS])
-    loaded = opened(out="mine", resume=True).pairs("grow-1", [nothing_to_make])
+    made = pairs_of(opened(out="mine"), "grow-1", [lambda: PAIRS])
+    loaded = pairs_of(opened(out="mine", resume=True), "grow-1", [nothing_to_make])
     assert_same(made, PAIRS)
     assert_same(loaded, PAIRS)
 
 
 def test_each_part_is_made_once_and_in_order():
     run, made, seen = opened(out="mine"), [], []
-    first = run.pairs("grow-1", makers(made), seen.append)
-    again = opened(out="mine", resume=True).pairs("grow-1", makers(made), seen.append)
-    for pairs in (first, run.pairs("grow-1", [nothing_to_make]), again, *seen):
+    first = pairs_of(run, "grow-1", makers(made), seen.append)
+    again = pairs_of(opened(out="mine", resume=True), "grow-1", makers(made), seen.append)
+    for pairs in (first, pairs_of(run, "grow-1", [nothing_to_make]), again, *seen):
         assert_same(pairs, Pairs.join(PARTS))
     assert made == [0, 1, 2, 3] and len(seen) == 1
     assert [e["step"] for e in events(run.folder) if e["event"] == "step"] == ["grow-1"]
@@ -302,7 +318,7 @@ def test_each_part_is_made_once_and_in_order():
 
 
 def test_pairs_are_read_from_disk_not_kept_in_memory():
-    pairs = opened(out="mine").pairs("grow-1", [lambda: PAIRS])
+    pairs = pairs_of(opened(out="mine"), "grow-1", [lambda: PAIRS])
     assert not any(getattr(pairs, field.name).flags.writeable for field in fields(Pairs))
     np.array([0.75, 0.5], np.float32).tofile("mine/steps/grow-1/reward.float32")
     assert list(Pairs.load("mine/steps/grow-1").reward) == [0.75, 0.5] == list(pairs.reward)
@@ -314,12 +330,12 @@ def test_pairs_go_on_after_the_last_whole_part(fail_at, error):
     run, made, seen = opened(out="mine"), [], []
     for _ in range(2):  # killed twice at the same place
         with pytest.raises(error):
-            run.pairs("grow-1", makers(made, fail_at, error), seen.append)
+            pairs_of(run, "grow-1", makers(made, fail_at, error), seen.append)
         assert made == list(range(fail_at)) and seen == []
         assert not (run.folder / "steps/grow-1").exists()
         run = opened(out="mine", resume=True)
         assert (run.seconds("grow-1") > 0) == (fail_at > 0)
-    assert_same(run.pairs("grow-1", makers(made), seen.append), Pairs.join(PARTS))
+    assert_same(pairs_of(run, "grow-1", makers(made), seen.append), Pairs.join(PARTS))
     assert made == [0, 1, 2, 3] and len(seen) == 1
     assert [e.get("part") for e in events(run.folder)] == [0, 1, 2, 3, None]
 
@@ -335,9 +351,9 @@ def test_pairs_are_there_by_name_when_they_have_been_looked_at():
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run.pairs("grow-1", makers(made), look)
+        pairs_of(run, "grow-1", makers(made), look)
     run = opened(out="mine", resume=True)
-    assert len(run.pairs("grow-1", makers(made), look)) == 4
+    assert len(pairs_of(run, "grow-1", makers(made), look)) == 4
     assert made == [0, 1, 2, 3] and seen == [4, 4]
     assert [path.name for path in (run.folder / "steps").iterdir()] == ["grow-1"]
 
@@ -350,40 +366,40 @@ def test_a_failing_step_leaves_nothing(error):
         raise error("no")
 
     with pytest.raises(error):
-        run.step("bc", make)
+        step(run, "bc", make)
     assert not list((run.folder / "steps").iterdir())
     assert not (run.folder / "metrics.jsonl").exists()
-    assert run.step("bc", lambda: {"x": 1}) == {"x": 1}
+    assert step(run, "bc", lambda: {"x": 1}) == {"x": 1}
 
 
 def test_stop_after():
     run = opened(out="mine", stop_after="b")
-    run.step("a", lambda: {"x": 1})
-    assert run.step("b", lambda: {"x": 2}) == {"x": 2}
+    step(run, "a", lambda: {"x": 1})
+    assert step(run, "b", lambda: {"x": 2}) == {"x": 2}
     with pytest.raises(Stopped, match="b is done; --resume --out mine"):
-        run.step("c", nothing_to_make)
+        step(run, "c", nothing_to_make)
     run = opened(out="mine", resume=True)
-    assert run.step("b", nothing_to_make) == {"x": 2}
+    assert step(run, "b", nothing_to_make) == {"x": 2}
     run = opened(out="mine", resume=True, stop_after="b")
-    assert run.step("b", nothing_to_make) == {"x": 2}
+    assert step(run, "b", nothing_to_make) == {"x": 2}
     with pytest.raises(Stopped):  # a step that was done before is done, too
-        run.step("c", nothing_to_make)
+        step(run, "c", nothing_to_make)
 
 
 def test_stop_after_pairs():
     run, seen = opened(out="mine", stop_after="b"), []
-    run.pairs("a", [lambda: PAIRS])
-    assert_same(run.pairs("b", [lambda: PAIRS], seen.append), PAIRS)
+    pairs_of(run, "a", [lambda: PAIRS])
+    assert_same(pairs_of(run, "b", [lambda: PAIRS], seen.append), PAIRS)
     assert len(seen) == 1  # what is to be said of them has been said
     for name in ("b", "c"):
         with pytest.raises(Stopped, match="b is done; --resume --out mine"):
-            run.pairs(name, [nothing_to_make], nothing_to_make)
+            pairs_of(run, name, [nothing_to_make], nothing_to_make)
     with pytest.raises(Stopped):
-        run.step("c", nothing_to_make)
+        step(run, "c", nothing_to_make)
     run = opened(out="mine", resume=True, stop_after="b")
-    assert_same(run.pairs("b", [nothing_to_make], nothing_to_make), PAIRS)
+    assert_same(pairs_of(run, "b", [nothing_to_make], nothing_to_make), PAIRS)
     with pytest.raises(Stopped):
-        run.pairs("c", [nothing_to_make])
+        pairs_of(run, "c", [nothing_to_make])
     assert not (run.folder / "steps/c.unfinished").exists()
 
 
@@ -395,8 +411,8 @@ def test_seconds_outlive_the_process(monkeypatch):
         clock[0] += 40
         return {"x": 1}
 
-    run.begin = clock[0]
-    run.step("a", make)
+    run.start = clock[0]
+    step(run, "a", make)
     assert run.seconds("a") == 40 and run.seconds("b") == 0 and run.elapsed() == 40
     run = opened(out="mine", resume=True)
     clock[0] += 2
@@ -428,13 +444,71 @@ def test_a_grow_is_one_line(capsys):
 
 def test_a_torn_last_line_of_the_log_does_not_stop_a_resume():
     run = opened(out="mine")
-    run.step("a", lambda: {"x": 1})
+    step(run, "a", lambda: {"x": 1})
     with open("mine/metrics.jsonl", "a") as file:
         file.write('{"event": "train", "st')  # what a full disk or a pulled plug leaves
     run = opened(out="mine", resume=True)
-    assert run.step("a", nothing_to_make) == {"x": 1}
+    assert step(run, "a", nothing_to_make) == {"x": 1}
     run.warn("later")
     assert [e["event"] for e in events(run.folder)] == ["step", "warning"]
+
+
+@pytest.mark.parametrize("new", [lambda: opened(out="mine"), lambda: InMemory(quiet=True)])
+def test_a_run_in_memory_does_what_a_folder_does(new):
+    run, seen, made = new(), [], []
+    assert step(run, "bc", lambda: {"x": 1}) == {"x": 1} and run.seconds("bc") > 0
+    pairs = pairs_of(run, "grow-1", makers(made), seen.append)
+    for x in (pairs, *seen):
+        assert_same(x, Pairs.join(PARTS))
+        assert not any(array.flags.writeable for array in vars(x).values())
+    assert made == [0, 1, 2, 3] and len(seen) == 1 and run.seconds("grow-2") == 0
+    assert list(run.progress("Grow 1")([1, 2])) == [1, 2]
+
+
+# ------------------------------------------------------------------------------- what it is made of
+
+
+MADE_FROM = {"train": hash_of(["ta ki", "rul"]), "reward": [0.5, 0.25]}
+
+
+def begun():
+    run = opened(out="mine")
+    run.bind(**MADE_FROM)
+    step(run, "a", lambda: {"x": 1})
+
+
+@pytest.mark.parametrize("parts, said", [
+    ({"train": hash_of(["rul", "ta ki"])}, "train is not the same"),
+    ({"reward": [0.5, 0.26]}, "reward is not the same"),
+    ({"reward": [0.5, 0.25, 0.25]}, "reward is not the same"),
+    ({"train": hash_of(["ta ki"]), "reward": [1, 0.25]}, "train, reward are not the same")])
+def test_other_data_are_refused_by_name(parts, said):
+    begun()
+    with pytest.raises(UserError, match=f"mine was begun with other data: {said}"):
+        opened(out="mine", resume=True).bind(**MADE_FROM | parts)
+    with pytest.raises(UserError, match=said):
+        opened(out="mine", show=1).bind(**MADE_FROM | parts)
+
+
+def test_the_same_data_are_gone_on_with():
+    """But for rounding of a reward; and what a run is made of may come in several parts."""
+    begun()
+    run = opened(out="mine", resume=True)
+    run.bind(train=MADE_FROM["train"], reward=[0.501, 0.25])
+    run.bind(test_sources="1234")
+    config = Path("mine/config.json").read_bytes()
+    assert json.loads(config)["made_from"] == MADE_FROM | {"test_sources": "1234"}
+    opened(out="mine", show=1).bind(**MADE_FROM, val="5678")
+    assert Path("mine/config.json").read_bytes() == config
+    with pytest.raises(UserError, match="test sources is not the same"):
+        opened(out="mine", resume=True).bind(test_sources="other")
+
+
+def test_a_hash_is_of_the_content():
+    same = ["ab", "c"], [np.array([1, 2])]
+    assert hash_of(*same) == hash_of(["ab", "c"], [np.array([1, 2])])
+    others = [["a", "bc"], same[1]], [["c", "ab"], same[1]], [["ab", "c"], [np.array([2, 1])]], []
+    assert len({hash_of(*x) for x in (same, *others)}) == 5
 
 
 # ----------------------------------------------------------------------------------- a full disk
@@ -466,11 +540,11 @@ def full_at_fsync(monkeypatch):
 
 
 def make_tensors(run):
-    return run.step("a", lambda: {"w": torch.zeros(5000)})["w"]
+    return step(run, "a", lambda: {"w": torch.zeros(5000)})["w"]
 
 
 def make_pairs(run):
-    return run.pairs("a", [partial(Pairs.of, range(n), n * [[5, 2]]) for n in (10, 4990)])
+    return pairs_of(run, "a", [partial(Pairs.of, range(n), n * [[5, 2]]) for n in (10, 4990)])
 
 
 @pytest.mark.parametrize("fill", [full_at_write, full_at_fsync])
@@ -517,15 +591,63 @@ def test_what_a_person_can_mend_is_one_line(capsys, error, said):
     assert capsys.readouterr() == ("", said)
 
 
-def test_guarded_stop_interrupt_and_bugs(capsys):
+def test_run_cli_stop_interrupt_and_bugs(capsys):
     run_cli(raising(Stopped("bc is done")))  # no error, exit code 0
     assert capsys.readouterr().out == "bc is done\n"
-    opened(out="mine")
+    run = opened(out="mine")
     with pytest.raises(SystemExit) as stop:
         run_cli(raising(KeyboardInterrupt()))
-    assert stop.value.code == 130 and "--resume" in capsys.readouterr().err
+    assert stop.value.code == 130 and f"--resume --out {run.folder}" in capsys.readouterr().err
     with pytest.raises(ZeroDivisionError):  # a bug keeps its traceback
         run_cli(raising(ZeroDivisionError()))
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_what_a_terminal_has_no_letter_for_is_a_question_mark(monkeypatch, stream, encoding):
+    out = io.TextIOWrapper(io.BytesIO(), encoding)
+    monkeypatch.setattr(sys, stream, out)
+    run_cli(lambda: print("τ = 0.5, 日本", file=getattr(sys, stream)))
+    out.flush()
+    assert out.buffer.getvalue() == b"? = 0.5, ??\n" and getattr(sys, stream) is out
+    if stream == "stdout":
+        with pytest.raises(SystemExit) as stop:
+            run_cli(lambda: train_toy.main(["--help"]))
+        assert stop.value.code == 0 and b"--improve" in out.buffer.getvalue()
+
+
+def nobody_reads():
+    read, write = os.pipe()
+    os.close(read)
+    return open(write, "w")
+
+
+def full():
+    if not Path("/dev/full").exists():
+        pytest.skip("no /dev/full")
+    return open("/dev/full", "w")
+
+
+def closed():
+    out = nobody_reads()
+    out.close()
+    return out
+
+
+@pytest.mark.parametrize("out", [nobody_reads, full, closed, lambda: None])
+def test_a_print_that_fails_ends_nothing(monkeypatch, capfd, out):
+    out, done = out(), []
+
+    def main():
+        for _ in range(3):
+            print("text" * 5000, flush=True)
+        done.append(1)
+
+    monkeypatch.setattr(sys, "stdout", out)
+    run_cli(main)
+    assert done == [1] and sys.stdout is out and capfd.readouterr().err == ""
+    if out is not None:
+        out.close()  # as at a program's end: nothing is left that could fail
 
 
 @pytest.mark.parametrize("main, together", [
@@ -559,9 +681,3 @@ def test_each_process_needs_its_own_gpu(monkeypatch):
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
     with pytest.raises(UserError, match="3 processes on a machine with 2"):
         choose_device("cuda")
-
-
-def test_every_module_is_packaged():
-    root = Path(run_module.__file__).parent
-    named = re.search(r"py-modules = \[(.*?)\]", (root / "pyproject.toml").read_text(), re.S)[1]
-    assert {file.stem for file in root.glob("*.py")} == set(re.findall(r'"(\w+)"', named))

@@ -1,5 +1,6 @@
 """train_mt.py: whole runs on an invented parallel corpus, `translate`, and input that is wrong."""
 
+import contextlib
 import copy
 import gzip
 import hashlib
@@ -18,19 +19,23 @@ import numpy as np
 import pytest
 import torch
 
-from infra import text
-from infra import figures
+import infra.corpus
+import infra.text
 import rest
 import reward as rm
 import train_mt
+from infra import figures
 from infra.cli import run_cli
-from infra.corpus import bleu_chrf
+from infra.corpus import Codec, bleu_chrf, bleu_of
+from infra.errors import UserError
 from infra.pairs import Pairs
+from infra.sampling import sample_outputs
 from infra.storage import load
 from infra.text import Tokenizer
-from model import Config, Transformer
+from infra.translate import load_model
+from model import EOS, Config, Transformer
 from reward import RewardModel
-from train_mt import corrupt, made_ratings, split_ratings
+from train_mt import Settings, corrupt, made_ratings, split_ratings
 
 sacrebleu = pytest.importorskip("sacrebleu")
 
@@ -117,10 +122,9 @@ def results(folder):
 @pytest.fixture(scope="module")
 def finished(corpus, tmp_path_factory):
     folder = tmp_path_factory.mktemp("mt") / "run"
-    done = subprocess.run([sys.executable, str(PROGRAM), *TINY, "--data", str(corpus),
-                           "--out", str(folder)], env=ENVIRONMENT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    (folder / "stdout").write_text(done.stdout, encoding="utf-8")
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        main(folder, corpus)
+    (folder / "stdout").write_text(out.getvalue(), encoding="utf-8")
     return folder
 
 
@@ -220,6 +224,18 @@ def test_bc_learns_a_lexicon(tmp_path, no_figures, capsys):
     assert scores[0] < 10 and max(scores) > 80
 
 
+def test_a_bc_whose_bleu_stays_at_zero_is_trained_all_the_same(finished):
+    """And not the random start, which its score is equal to; one warning says so."""
+    bc = load(finished / "steps/bc.pt")
+    scores = [e["score"] for e in events(finished) if e.get("step") == "bc" and "score" in e]
+    assert scores == [0, 0, 0] and bc["updates"] == 10
+    torch.manual_seed(0)
+    start = Transformer(Config(**load(finished / "policy.pt")["config"])).state_dict()
+    assert not any(torch.equal(x, start[k]) for k, x in bc["policy"].items())
+    out = (finished / "stdout").read_text(encoding="utf-8")
+    assert out.count("warning: BC is not better than before its training") == 1
+
+
 def test_a_method_on_text(finished, corpus, tmp_path, no_figures, monkeypatch):
     """RFT: once, from what BC began with, on D and on what is right of the samples."""
     run, begun, improve = begin(finished, tmp_path / "run", "bc", "reward"), [], rest.improve
@@ -295,18 +311,60 @@ def test_show_scores_is_one_number_per_line(finished, monkeypatch, capfdbinary, 
 
 
 def test_best_of_n_scores_no_lower(finished, monkeypatch, capfdbinary):
-    text = "\n".join(invented(20, 9)[0]).encode()
+    text = "\n".join(invented(8, 9)[0]).encode()
     mean = {n: np.mean([float(x) for x in translated(
         monkeypatch, capfdbinary, finished, text, "--best-of", str(n), "--show-scores")[1]])
         for n in (1, 16)}
     assert mean[16] > mean[1]
 
 
-def test_a_seed_is_a_draw(finished, monkeypatch, capfdbinary):
-    text = "\n".join(invented(20, 9)[0]).encode()
-    a, b, c = (translated(monkeypatch, capfdbinary, finished, text, "--best-of", "2", "--seed", s)
+@pytest.mark.parametrize("how", [["--best-of", "2"], ["--temperature", "1"]], ids=" ".join)
+def test_a_seed_is_a_draw(finished, monkeypatch, capfdbinary, how):
+    text = "\n".join(invented(4, 9)[0]).encode()
+    a, b, c = (translated(monkeypatch, capfdbinary, finished, text, *how, "--seed", s)
                for s in "001")
     assert a == b != c
+
+
+def test_temperature_zero_is_greedy(finished, monkeypatch, capfdbinary):
+    lines = invented(4, 9)[0]
+    policy = load_model(finished / "policy.pt", Transformer, "cpu")
+    texts = Codec(Tokenizer.load(finished / "tokenizer.json"), policy.config.max_len)
+    greedy = sample_outputs(policy, texts.ids(lines), 1, 0, texts.max_len, temperature=0)
+    found, _ = translated(monkeypatch, capfdbinary, finished, "\n".join(lines).encode(),
+                          "--temperature", "0")
+    assert found == texts.lines(greedy.targets())
+
+
+def test_a_length_penalty_favours_the_longer(finished, monkeypatch, capfdbinary):
+    """Of a policy that says "a", or ends: the likeliest output is the empty one."""
+    logits = torch.full((Tokenizer.load(finished / "tokenizer.json").vocab_size,), -9.0)
+    logits[EOS], logits[3 + ord("a")] = np.log(0.3), np.log(0.6)
+    monkeypatch.setattr(Transformer, "step", lambda self, last, cache: logits.repeat(len(last), 1))
+    for penalty, found in (("0", ""), ("3", "a" * 23)):
+        out = translated(monkeypatch, capfdbinary, finished, b"ta", "--length-penalty", penalty)
+        assert out == ([found], [])
+
+
+@pytest.mark.parametrize("how", [["--beam", "4"], ["--best-of", "4"],
+                                 ["--best-of", "4", "--temperature", "2"]], ids=" ".join)
+def test_n_best_lines_for_each_line_the_best_first(finished, monkeypatch, capfdbinary, how):
+    text = b"ta ki.\n\nrul sem ban."
+    one, _ = translated(monkeypatch, capfdbinary, finished, text, *how)
+    three, _ = translated(monkeypatch, capfdbinary, finished, text, *how, "--n-best", "3")
+    assert len(one) == 3 and three[::3] == one and three[3:6] == ["", "", ""]
+    assert len(set(three[:3])) == len(set(three[6:])) == 3
+
+
+@pytest.mark.parametrize("flags, said", [
+    ("--n-best 3", "more than --beam 2"), ("--n-best 3 --best-of 2", "more than --best-of 2"),
+    ("--n-best 2 --temperature 1", "add --best-of"), ("--n-best 0", "at least 1"),
+    ("--temperature -1", "at least 0"), ("--temperature nan", "a finite number"),
+    ("--length-penalty -1", "at least 0")])
+def test_translate_refuses_what_cannot_be(finished, capsys, flags, said):
+    error = one_line(capsys, lambda: train_mt.main(
+        ["translate", "--run", str(finished), "--beam", "2", *flags.split()]))
+    assert flags.split()[0] in error and said in error
 
 
 def test_translations_do_not_depend_on_their_neighbours(finished, monkeypatch, capfdbinary):
@@ -316,12 +374,40 @@ def test_translations_do_not_depend_on_their_neighbours(finished, monkeypatch, c
     assert together == alone
 
 
+@pytest.mark.parametrize("how", [["--best-of", "2"], ["--temperature", "1"]], ids=" ".join)
+def test_samples_do_not_depend_on_their_neighbours(finished, monkeypatch, capfdbinary, how):
+    """But on the place of their line: the same line twice is drawn for twice."""
+    a, b = (translated(monkeypatch, capfdbinary, finished, text, *how)[0] for text in (
+        b"ta\nki sem.\nrul\nki sem.", b"nor dor fil lin hup.\nki sem.\n\nki sem.\nta"))
+    assert a[1] == b[1] and a[3] == b[3] and a[1] != a[3]
+
+
+def test_translate_reads_as_training_does(finished, monkeypatch, capfdbinary):
+    plain, other = (translated(monkeypatch, capfdbinary, finished, text) for text in (
+        b"ta ki.\n\nrul\n", b"\xef\xbb\xbfta ki.\r\n\r\nrul\r\n"))
+    assert plain == other and len(plain[0]) == 3
+
+
 def test_translate_as_a_program(finished):
-    done = subprocess.run([sys.executable, str(PROGRAM), "translate", "--run", str(finished),
-                           "--best-of", "3", "--show-scores"], env=ENVIRONMENT, capture_output=True,
-                          input="tä ki.\n\nrul".encode())
-    assert done.returncode == 0 and done.stdout.count(b"\n") == 3
-    assert done.stdout.split(b"\n")[1] == b"" and len(done.stderr.splitlines()) == 3
+    """It answers each line before the next one comes, and ends with 2 at what it cannot read."""
+    program = subprocess.Popen(
+        [sys.executable, str(PROGRAM), "translate", "--run", str(finished), "--best-of", "3",
+         "--show-scores"], env=ENVIRONMENT, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE)
+    impatient = threading.Timer(120, program.kill)  # or a program that waits would wait for ever
+    impatient.start()
+    with program:
+        for line in ("tä ki.\n", "\n", "rul\n"):
+            program.stdin.write(line.encode())
+            program.stdin.flush()
+            answer = program.stdout.readline()
+            assert answer.endswith(b"\n") and (line == "\n") == (answer == b"\n")
+        rest, error = program.communicate(b"ta\n\xff\n")
+    impatient.cancel()
+    assert program.returncode == 2 and rest == b""
+    *scores, last = error.decode().splitlines()
+    assert len(scores) == 3 and all(0 <= float(x) <= 100 for x in scores)
+    assert last.startswith("error: standard input, line 5: not valid UTF-8")
 
 
 def test_what_is_not_utf8_is_refused_with_its_line(finished, monkeypatch, capsys):
@@ -369,27 +455,37 @@ def write_ratings(path, n=60, outputs=3):
 QUICK = ["--no-ppo", "--improve", "1", "--best-of", "1"]
 
 
+def rated(run, corpus, ratings, *flags):
+    """Train the reward model on ratings, and no more -> its measures."""
+    run_cli(lambda: main(run, corpus, "--ratings", str(ratings), "--stop-after", "reward", *flags))
+    return next(e for e in events(run) if e["event"] == "reward_model")["measures"]
+
+
 @pytest.mark.parametrize("flags", [[], ["--lower-is-better"], ["--preferences"]], ids=" ".join)
-def test_human_ratings(finished, corpus, tmp_path, no_figures, capsys, flags):
-    begin(finished, tmp_path / "run", "bc")
+def test_human_ratings(finished, corpus, tmp_path, capsys, flags):
+    run = begin(finished, tmp_path / "run", "bc")
+    measures = rated(run, corpus, write_ratings(tmp_path / "ratings.tsv"), *flags)
+    assert all(np.isfinite(x) for x in measures.values())
+    assert 0 <= measures["reference above a sample"] <= 1
+
+
+def test_a_run_on_human_preferences(finished, corpus, tmp_path, no_figures):
+    run = begin(finished, tmp_path / "run", "bc")
     ratings = write_ratings(tmp_path / "ratings.tsv")
-    main(tmp_path / "run", corpus, "--ratings", str(ratings), *QUICK, *flags)
-    assert len(results(tmp_path / "run")["rows"]) == 3
-    judged = next(e for e in events(tmp_path / "run") if e["event"] == "reward_model")["judged"]
-    assert all(np.isfinite(x) for x in judged.values())
-    assert 0 <= judged["reference above a sample"] <= 1
+    main(run, corpus, "--ratings", str(ratings), "--preferences", *QUICK)
+    assert len(results(run)["rows"]) == 3
 
 
-def test_ratings_of_long_texts_are_dropped_and_counted(finished, corpus, tmp_path, no_figures):
-    begin(finished, tmp_path / "run", "bc")
+def test_ratings_of_long_texts_are_dropped_and_counted(finished, corpus, tmp_path):
+    run = begin(finished, tmp_path / "run", "bc")
     ratings = write_ratings(tmp_path / "ratings.tsv")
     header, *rows = ratings.read_text(encoding="utf-8").splitlines()
     columns = header.split("\t")
     long = rows[0].split("\t")
     long[columns.index("target")] = "cats " * 50
     ratings.write_text("\n".join([header, *rows, "\t".join(long)]) + "\n", encoding="utf-8")
-    main(tmp_path / "run", corpus, "--ratings", str(ratings), *QUICK)
-    text = " ".join(e["text"] for e in events(tmp_path / "run") if e["event"] == "warning")
+    rated(run, corpus, ratings)
+    text = " ".join(e["text"] for e in events(run) if e["event"] == "warning")
     assert f"1 of {len(rows) + 1} pairs have 24 tokens or more" in text
 
 
@@ -410,11 +506,10 @@ def test_the_reward_models_body_is_trained_only_if_asked(finished, corpus, tmp_p
     assert same != body and dropout == [body]
 
 
-def test_one_output_per_source_is_enough_for_ratings(finished, corpus, tmp_path, no_figures):
-    begin(finished, tmp_path / "run", "bc")
-    ratings = write_ratings(tmp_path / "ratings.tsv", outputs=1)
-    main(tmp_path / "run", corpus, "--ratings", str(ratings), *QUICK)
-    [strict(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+def test_one_output_per_source_is_enough_for_ratings(finished, corpus, tmp_path):
+    run = begin(finished, tmp_path / "run", "bc")
+    rated(run, corpus, write_ratings(tmp_path / "ratings.tsv", outputs=1))
+    [strict(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
 def test_preferences_need_two_outputs_of_a_source(finished, corpus, tmp_path, capsys):
@@ -433,10 +528,10 @@ def test_bad_ratings_are_one_line(finished, corpus, tmp_path, capsys):
 
 
 OWN = """
-import math
-seen = []
+import json, math
 def short(sources, outputs):
-    seen.append((list(sources), list(outputs)))
+    with open("seen.jsonl", "a") as file:
+        file.write(json.dumps([list(sources), list(outputs)]) + "\\n")
     return [1 / (1 + len(y)) for y in outputs]
 def undefined(sources, outputs):
     return [math.nan for _ in outputs]
@@ -457,12 +552,14 @@ def own(tmp_path, monkeypatch):
     sys.modules.pop("own_reward", None)
 
 
-def test_a_reward_of_ones_own_on_text(finished, corpus, own, no_figures):
+@pytest.mark.parametrize("name", ["own_reward.py:short", "own_reward:short"])
+def test_a_reward_of_ones_own_on_text(finished, corpus, own, no_figures, monkeypatch, capfdbinary,
+                                      name):
     begin(finished, own / "run", "bc")
-    main(own / "run", corpus, "--reward", "own_reward:short", *QUICK)
+    main(own / "run", corpus, "--reward", name, *QUICK)
     rows = results(own / "run")["rows"]
     assert [row["name"] for row in rows] == ["BC", "ReST", "ReST"]
-    seen = sys.modules["own_reward"].seen
+    seen = [json.loads(line) for line in (own / "seen.jsonl").read_text().splitlines()]
     sources, outputs = (sum((call[k] for call in seen), []) for k in (0, 1))
     assert all(isinstance(x, str) for x in sources + outputs)
     train = (corpus / "train.xx").read_text(encoding="utf-8").splitlines()
@@ -473,6 +570,11 @@ def test_a_reward_of_ones_own_on_text(finished, corpus, own, no_figures):
     for k in (0, len(pairs) - 1):
         text = texts.decode(pairs.target(k).tolist())
         assert pairs.reward[k] == pytest.approx(1 / (1 + len(text)))
+    out, _ = translated(monkeypatch, capfdbinary, own / "run", b"ta ki.\nrul.", "--best-of", "6",
+                        "--n-best", "6")  # translate's reward is the run's
+    for found in (out[:6], out[6:]):
+        lengths = list(map(len, found))
+        assert lengths == sorted(lengths) and lengths[0] < lengths[-1]
 
 
 @pytest.mark.parametrize("name, said", [
@@ -484,7 +586,8 @@ def test_a_reward_that_is_no_reward(finished, corpus, own, capsys, name, said):
 
 
 @pytest.mark.parametrize("name", ["own_reward:absent", "absent:short", "own_reward", ":short",
-                                  "a:b:c", "own_reward:not_a_function"])
+                                  "a:b:c", "own_reward:not_a_function", "absent.py:short",
+                                  "own_reward.py:absent", "own_reward.py"])
 def test_a_reward_that_is_not_there_is_refused_before_training(corpus, own, capsys, name):
     error = one_line(capsys, lambda: main(own / "run", corpus, "--reward", name))
     assert name in error
@@ -497,7 +600,7 @@ class Stub:
     max_len = 60
 
     def __init__(self, sources, targets):
-        self.val = text.Corpus(sources, targets)
+        self.val = infra.text.Corpus(sources, targets)
 
     def __getitem__(self, split):
         return {"val": self.val}[split]
@@ -514,7 +617,7 @@ def test_made_ratings_are_chrf_and_references_are_as_good_as_the_best_sample(mon
     texts = Stub(sources, targets)
     torch.manual_seed(0)
     bc = Transformer(Config(400, 16, 2, 1, 1, 32, max_len=60)).eval()
-    settings = train_mt.Settings(rated_temperatures=(0.5, 1.5), seed=0)
+    settings = Settings(rated_temperatures=(0.5, 1.5), seed=0)
     ids, rated = made_ratings(bc, texts, "val", 30, settings)
     kinds = 2 + 1 + 1  # two samples, one of them damaged, the reference
     assert len(ids) == 30 and rated.source.tolist() == kinds * list(range(30))
@@ -533,7 +636,7 @@ def test_made_ratings_are_chrf_and_references_are_as_good_as_the_best_sample(mon
     assert texts.lines(made_ratings(bc, texts, "val", 30, settings)[0]) != given
 
 
-def test_damage():
+def test_corrupted_translations():
     rng = np.random.default_rng(0)
     lines = invented(200, 4)[1]
     bad = [corrupt(y, other, rng) for y in lines for other in (lines[0], "cats.")]
@@ -563,11 +666,35 @@ def test_a_few_ratings_are_enough_to_split():
 
 
 def test_bleu_and_chrf():
-    lines = invented(20, 0)[1]
-    bleu, chrf, signature = bleu_chrf(lines, lines)
+    lines, bleu_en = invented(20, 0)[1], bleu_of(Settings())
+    bleu, chrf, signature = bleu_chrf(lines, lines, bleu_en)
     assert bleu == pytest.approx(100) and chrf == pytest.approx(100)
     assert all(x in signature for x in ("tok:13a", "case:mixed", sacrebleu.__version__))
-    assert bleu_chrf([""] * 20, lines)[:2] == (0, 0)
+    assert bleu_chrf([""] * 20, lines, bleu_en)[:2] == (0, 0)
+
+
+@pytest.mark.parametrize("flags, tokenizer", [
+    (dict(tgt="en"), "13a"), (dict(tgt="zh"), "zh"), (dict(tgt="yy"), "13a"),
+    (dict(tgt="zh", bleu_tokenize="char"), "char"), (dict(bleu_tokenize="intl"), "intl")])
+def test_bleus_tokenizer_follows_the_target_language(flags, tokenizer, capfd):
+    lines = ["我 爱 猫 。"]
+    bleu, _, signature = bleu_chrf(lines, lines, bleu_of(Settings(**flags)))
+    assert bleu == pytest.approx(100) and f"tok:{tokenizer}|" in signature
+    assert capfd.readouterr().err == ""  # sacrebleu has nothing to remark
+
+
+def test_a_tokenizer_that_is_not_there_is_refused_at_once(corpus, tmp_path, monkeypatch, capsys):
+    module = "sacrebleu.tokenizers.tokenizer_ja_mecab"
+    monkeypatch.delitem(sys.modules, module, raising=False)
+    monkeypatch.setitem(sys.modules, "MeCab", None)  # importing it now fails
+    call = lambda *flags: main(tmp_path / "run", corpus, *flags)
+    error = one_line(capsys, lambda: call("--tgt", "ja"))
+    assert "--tgt ja" in error and "sacrebleu[ja]" in error and "--bleu-tokenize" in error
+    error = one_line(capsys, lambda: call("--bleu-tokenize", "nonsense"))
+    assert "--bleu-tokenize nonsense" in error
+    monkeypatch.setitem(sys.modules, "sacrebleu", None)
+    assert one_line(capsys, call).endswith('this program needs sacrebleu: pip install -e ".[mt]"')
+    assert not (tmp_path / "run").exists()
 
 
 # ------------------------------------------------------------------------------ input that is wrong
@@ -618,13 +745,9 @@ def test_a_spoilt_corpus_is_one_line_that_names_the_file(corpus, tmp_path, capsy
     assert all(word in error for word in expected), error
 
 
-def test_as_a_program_it_ends_with_2_and_without_a_traceback(tmp_path):
-    done = subprocess.run([sys.executable, str(PROGRAM), *TINY, "--data", str(tmp_path / "nowhere"),
-                           "--out", str(tmp_path / "run")], env=ENVIRONMENT, capture_output=True,
-                          text=True)
-    assert done.returncode == 2 and done.stdout == ""
-    assert done.stderr.startswith("error: ") and "nowhere" in done.stderr
-    assert done.stderr.count("\n") == 1
+def test_a_folder_that_is_not_there_is_one_line(tmp_path, capsys):
+    error = one_line(capsys, lambda: main(tmp_path / "run", tmp_path / "nowhere"))
+    assert "nowhere" in error
 
 
 def test_sentences_that_are_all_too_long(corpus, tmp_path, capsys):
@@ -661,9 +784,9 @@ def test_without_data_multi30k_is_fetched_once(corpus, tmp_path, monkeypatch, no
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(served)))
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    monkeypatch.setattr(text, "MULTI30K_FILES", files)
-    monkeypatch.setattr(train_mt, "download_multi30k", partial(
-        text.download_multi30k, base_url=f"http://127.0.0.1:{server.server_port}"))
+    monkeypatch.setattr(infra.text, "MULTI30K_FILES", files)
+    monkeypatch.setattr(infra.corpus, "download_multi30k", partial(
+        infra.text.download_multi30k, base_url=f"http://127.0.0.1:{server.server_port}"))
     flags = [*TINY, "--src", "de", "--tgt", "en", "--cache", str(tmp_path / "cache"),
              "--stop-after", "bc", "--bc-updates", "1"]
     try:

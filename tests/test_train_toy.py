@@ -1,5 +1,7 @@
 """train_toy.py: the invented language by hand-worked cases, and whole little runs end to end."""
 
+import contextlib
+import io
 import json
 import os
 import shutil
@@ -13,17 +15,18 @@ import numpy as np
 import pytest
 import torch
 
-from infra import figures
 import rest
-from infra import trainer
 import train_toy
-from infra.relatives import METHODS
+from infra import figures
 from infra.cli import run_cli
+from infra.errors import UserError
 from infra.pairs import Pairs
+from infra.relatives import METHODS
 from infra.run import Run, Stopped
+from infra.sampling import logprobs_of
 from infra.settings import parse
 from infra.storage import Checkpoint, load
-from model import Config, EOS, Transformer
+from model import EOS, Config, Transformer
 from reward import RewardModel
 from train_toy import ADJECTIVES, HABITS, MAX_LEN, WORDS, Language, Settings, prepare, rate
 
@@ -171,6 +174,12 @@ def no_figures(monkeypatch):
     monkeypatch.setattr(figures, "draw", lambda folder: [])
 
 
+@pytest.fixture
+def only_rows(monkeypatch, no_figures):
+    """No examples either, which take as long as a tiny training."""
+    monkeypatch.setattr(train_toy, "examples", lambda *args: [])
+
+
 def strict(text):
     """JSON without NaN and Infinity, which Python's json would let pass."""
     def refuse(name):
@@ -210,9 +219,9 @@ def begin(finished, folder, *steps):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("toy") / "run"
-    done = subprocess.run(command(folder), env=ENVIRONMENT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    (folder / "stdout").write_text(done.stdout)
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        main(folder)
+    (folder / "stdout").write_text(out.getvalue())
     return folder
 
 
@@ -319,34 +328,31 @@ def test_samples_and_output(finished):
     assert str(finished) in out.splitlines()[-1]
 
 
-def test_a_second_run_is_the_same(finished, tmp_path, no_figures):
-    main(tmp_path / "run")
-    same_results(finished, tmp_path / "run")
-    assert (finished / "samples.txt").read_text() == (tmp_path / "run/samples.txt").read_text()
-
-
-def test_another_seed_is_another_run(finished, tmp_path, no_figures):
+def test_another_seed_is_another_run(finished, tmp_path, only_rows):
     main(tmp_path / "run", "--seed", "1", "--grow", "1", "--improve", "1", "--no-ppo",
-         "--bc-updates", "10")
+         "--bc-updates", "10", "--reward-updates", "5", "--updates", "2", "--best-of", "1")
     rows = results(tmp_path / "run")["rows"]
     assert [row["name"] for row in rows] == ["BC", "ReST", "ReST"]
     assert rows[0]["reward"] != results(finished)["rows"][0]["reward"]
 
 
-def test_stop_after_and_resume(finished, tmp_path, no_figures, capsys):
+def test_a_second_run_that_is_stopped_and_resumed_is_the_same(finished, tmp_path, no_figures,
+                                                               capsys):
     folder = tmp_path / "run"
     run_cli(lambda: main(folder, "--stop-after", "grow-1"))
     assert "grow-1 is done" in capsys.readouterr().out
     assert (folder / "steps/grow-1").exists() and not (folder / "steps/score-1").exists()
     assert not (folder / "results.json").exists()
-    main(folder, "--resume", "--stop-after", "grow1")  # no such step
-    assert "no step is called grow1" in capsys.readouterr().out
+    with pytest.raises(UserError, match="grow1: no step is called so; there are bc, rated-1"):
+        main(folder, "--resume", "--stop-after", "grow1")
+    main(folder, "--resume")
     same_results(finished, folder)
     assert (finished / "samples.txt").read_text() == (folder / "samples.txt").read_text()
     assert [e["step"] for e in events(folder) if e["event"] == "step"] == STEPS
 
 
-def test_a_killed_run_resumes_to_the_same_results(finished, tmp_path, no_figures):
+@pytest.mark.slow  # test_trust.py kills runs at every kind of moment, in forked processes
+def test_a_killed_program_resumes_to_the_same_results(finished, tmp_path, no_figures):
     folder = tmp_path / "run"
     running = subprocess.Popen(command(folder), env=ENVIRONMENT, stdout=subprocess.DEVNULL,
                                stderr=subprocess.DEVNULL)
@@ -389,13 +395,14 @@ def killed_inside(monkeypatch, folder, step, update, flags):
 @pytest.mark.parametrize("step, update, loss", [
     ("bc", 7, "bc"), ("improve-1-1", 3, "bc"), ("improve-1-1", 5, "bc"), ("improve-1-1", 3, "gold"),
     ("improve-1-1", 3, "oac"), ("improve-1-1", 3, "bvmpo")])
-def test_a_step_that_was_killed_goes_on_where_it_was(finished, tmp_path, monkeypatch, no_figures,
+def test_a_step_that_was_killed_goes_on_where_it_was(finished, tmp_path, monkeypatch, only_rows,
                                                       capsys, save_always, step, update, loss):
-    flags = ["--stop-after", step, "--loss", loss, "--value-updates", "10",
-             "--gold-sync", "4"]
-    done = [] if step == "bc" else STEPS[: STEPS.index(step)]
-    whole, cut = (begin(finished, tmp_path / name, *done) for name in ("whole", "cut"))
-    run_cli(lambda: main(whole, *flags))
+    flags = ["--stop-after", step, "--loss", loss, "--value-updates", "10", "--gold-sync", "4"]
+    done, whole = STEPS[: STEPS.index(step)], finished
+    if loss != "bc":
+        whole = begin(finished, tmp_path / "whole", *done)
+        run_cli(lambda: main(whole, *flags))
+    cut = begin(whole, tmp_path / "cut", *done, "value-1")
     killed_inside(monkeypatch, cut, step, update, flags)
     run_cli(lambda: main(cut, *flags, "--resume"))
     a, b = (load(x / "steps" / f"{step}.pt") for x in (whole, cut))
@@ -414,8 +421,8 @@ def test_a_step_that_was_killed_goes_on_where_it_was(finished, tmp_path, monkeyp
 
 def short(folder, *flags):
     """A run of one Grow and two Improves, its rows."""
-    main(folder, "--grow", "1", "--improve", "2", "--no-ppo", "--best-of", "1", "--updates", "4",
-         "--value-updates", "4", "--evaluate-every", "2", *flags)
+    main(folder, "--grow", "1", "--improve", "2", "--no-ppo", "--best-of", "1", "--updates", "2",
+         "--value-updates", "2", "--evaluate-every", "2", *flags)
     rows = results(folder)["rows"]
     assert len(rows) == 4
     for row in rows:
@@ -430,7 +437,7 @@ DRAWN = ["bc", "rated-1", "reward", "evaluate-bc", "grow-1", "score-1"]
 
 
 @pytest.mark.parametrize("loss", ["gold", "bvmpo", "oac"])
-def test_every_loss(finished, tmp_path, no_figures, capsys, loss):
+def test_every_loss(finished, tmp_path, only_rows, capsys, loss):
     begin(finished, tmp_path / "run", *DRAWN)
     rows = short(tmp_path / "run", "--loss", loss)
     # BC and I = 0 are the paper's: BC on all of D_g, whatever the loss of the Improves
@@ -442,7 +449,7 @@ def test_every_loss(finished, tmp_path, no_figures, capsys, loss):
 @pytest.mark.parametrize("name, thresholds", [
     ("threshold", None), ("quantile", ["0.4", "0.8"]), ("percentile", ["30", "60"]),
     ("gamma", ["0", "0.6"]), ("top", ["2", "1"])])
-def test_every_filter(finished, tmp_path, no_figures, name, thresholds):
+def test_every_filter(finished, tmp_path, only_rows, name, thresholds):
     reward = Pairs.load(finished / "steps/score-1").reward
     if thresholds is None:  # rewards of so short a training lie close together
         thresholds = [f"{np.quantile(reward, q):.6f}" for q in (0.3, 0.6)]
@@ -456,7 +463,7 @@ def test_every_filter(finished, tmp_path, no_figures, name, thresholds):
     assert 1 == kept[0] >= kept[1] >= kept[2] > 0 and kept[2] < 1
 
 
-def test_a_filter_that_keeps_nothing_skips_the_improve(finished, tmp_path, no_figures):
+def test_a_filter_that_keeps_nothing_skips_the_improve(finished, tmp_path, only_rows):
     begin(finished, tmp_path / "run", *DRAWN)
     rows = short(tmp_path / "run", "--filter", "threshold", "--thresholds", "0.01", "0.999")
     assert rows[3]["kept_samples"] == rows[3]["kept_data"] == 0
@@ -465,21 +472,21 @@ def test_a_filter_that_keeps_nothing_skips_the_improve(finished, tmp_path, no_fi
                if e["event"] == "warning")
 
 
-def test_distinct_and_some_sources(finished, tmp_path, no_figures):
+def test_distinct_and_some_sources(finished, tmp_path, only_rows):
     begin(finished, tmp_path / "run", *DRAWN[:4])
     rows = short(tmp_path / "run", "--distinct", "--grow-sources", "50", "--temperature", "0")
     assert rows[3]["samples"] == 100 and rows[3]["distinct_samples"] == 50
     assert len(Pairs.load(tmp_path / "run/steps/score-1")) == 50 + 200
 
 
-def test_ppo_with_fewer_sources_than_a_round_wants(tmp_path, no_figures):
-    main(tmp_path / "run", "--demonstrations", "20", "--ppo-batch", "512", "--grow", "1",
-         "--improve", "1", "--bc-updates", "5", "--reward-updates", "5", "--updates", "1")
+def test_ppo_with_fewer_sources_than_a_round_wants(tmp_path, only_rows):
+    main(tmp_path / "run", "--demonstrations", "20", "--ppo-batch", "512", "--grow", "0",
+         "--bc-updates", "5", "--reward-updates", "5", "--best-of", "1")
     ppo = results(tmp_path / "run")["rows"][-1]
     assert ppo["name"] == "PPO" and ppo["samples"] % 8 == 0 and 0 <= ppo["reward"] <= 1
 
 
-def test_rows_along_the_way_of_ppo(finished, tmp_path, no_figures):
+def test_rows_along_the_way_of_ppo(finished, tmp_path, only_rows):
     """A step and a row each; the last is the one that there is without."""
     begin(finished, tmp_path / "run", *STEPS[:-2])
     main(tmp_path / "run", "--ppo-rows", "2")
@@ -493,7 +500,8 @@ def test_rows_along_the_way_of_ppo(finished, tmp_path, no_figures):
     assert results(tmp_path / "run")["best_of_n"] == results(finished)["best_of_n"]
 
 
-def test_a_run_without_a_grow(finished, tmp_path):
+def test_a_run_without_a_grow(finished, tmp_path, monkeypatch):
+    monkeypatch.setattr(figures, "save_png", lambda figure, path: path.touch())
     begin(finished, tmp_path / "run", *DRAWN[:4])
     main(tmp_path / "run", "--grow", "0", "--best-of", "2")
     r = results(tmp_path / "run")
@@ -506,7 +514,7 @@ def test_a_run_without_a_grow(finished, tmp_path):
     assert (tmp_path / "run/improve.png").exists() and not (tmp_path / "run/rewards.png").exists()
 
 
-def test_preferences(finished, tmp_path, no_figures):
+def test_preferences(finished, tmp_path, only_rows):
     begin(finished, tmp_path / "run", "bc")
     short(tmp_path / "run", "--preferences", "--filter", "top", "--thresholds", "2", "1")
     a, b = (load(x / "steps/reward.pt")["reward"] for x in (finished, tmp_path / "run"))
@@ -557,7 +565,8 @@ def test_what_prepare_prepares(finished, tmp_path, capsys):
     """BC, a base from which its training gives BC again, the reward model, and the metrics."""
     folder = begin(finished, tmp_path / "run", *DRAWN[:3])
     settings = settings_of("--out", str(folder))
-    toy = prepare(settings, Run(settings, "toy"), torch.device("cpu"))
+    with Run(settings, "toy") as run:
+        toy = prepare(settings, run, torch.device("cpu"))
     task, (base, hp) = toy.task, toy.task.base
     assert not toy.bc.training and task.refresh is None
     assert (hp.updates, hp.lr, hp.warmup) == (settings.bc_updates, settings.bc_lr, 100)
@@ -582,12 +591,26 @@ REFRESHED = ["--refresh", "--rated-sources", "61", "--no-ppo", "--best-of", "1"]
 
 
 @pytest.fixture(scope="module")
-def refreshed(finished, tmp_path_factory):
+def refreshed_and_seen(finished, tmp_path_factory):
+    """A run with --refresh, and the ratings that each reward model was trained on."""
     folder = begin(finished, tmp_path_factory.mktemp("refresh") / "run", "bc")
+    seen, train_reward = [], train_toy.rm.train_reward
+
+    def spied(model, sources, rated, *args, **kwargs):
+        seen.append(rated)
+        return train_reward(model, sources, rated, *args, **kwargs)
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(figures, "draw", lambda folder: [])
+        patch.setattr(train_toy, "examples", lambda *args: [])
+        patch.setattr(train_toy.rm, "train_reward", spied)
         main(folder, *REFRESHED)
-    return folder
+    return folder, seen
+
+
+@pytest.fixture(scope="module")
+def refreshed(refreshed_and_seen):
+    return refreshed_and_seen[0]
 
 
 def model_of(cls, folder, step, key):
@@ -616,7 +639,7 @@ def test_refresh_rates_the_policy_that_grows(refreshed):
     policies = [model_of(Transformer, refreshed, step, "policy") for step in ("bc", "improve-1-2")]
     for g, own in enumerate(policies):
         rated = Pairs.load(refreshed / "steps" / f"rated-{g + 1}")
-        gaps = [np.abs(rest.logprobs_of(policy, sources, rated) - rated.logprobs).max()
+        gaps = [np.abs(logprobs_of(policy, sources, rated) - rated.logprobs).max()
                 for policy in (own, policies[1 - g])]
         assert gaps[0] < 1e-4 < gaps[1]
 
@@ -639,26 +662,16 @@ def test_the_reward_model_that_is_left_is_the_last(refreshed):
     assert all(torch.equal(left[k], last[k]) for k in last)
 
 
-def test_a_new_reward_model_is_trained_on_all_ratings_so_far(refreshed, tmp_path, monkeypatch,
-                                                             no_figures):
-    seen, train_reward = [], train_toy.rm.train_reward
-
-    def spied(model, sources, rated, *args, **kwargs):
-        seen.append(rated)
-        return train_reward(model, sources, rated, *args, **kwargs)
-
-    monkeypatch.setattr(train_toy.rm, "train_reward", spied)
-    folder = begin(refreshed, tmp_path / "run", "bc", "rated-*", "evaluate-bc", "grow-1", "score-1",
-                   "improve-1-*")
-    run_cli(lambda: main(folder, *REFRESHED, "--stop-after", "reward-2"))
-    parts = [Pairs.load(refreshed / "steps" / f"rated-{g}") for g in (1, 2)]
+def test_a_new_reward_model_is_trained_on_all_ratings_so_far(refreshed_and_seen):
+    folder, seen = refreshed_and_seen
+    parts = [Pairs.load(folder / "steps" / f"rated-{g}") for g in (1, 2)]
     for rated, expected in zip(seen, (parts[0], Pairs.join(parts)), strict=True):
         assert equal(rated.targets(), expected.targets())
         assert np.array_equal(rated.source, expected.source)
         assert np.array_equal(rated.reward, expected.reward)
 
 
-def test_a_refreshed_run_goes_on(refreshed, tmp_path, no_figures):
+def test_a_refreshed_run_goes_on(refreshed, tmp_path, only_rows):
     folder = begin(refreshed, tmp_path / "run", "bc", "rated-1", "reward", "evaluate-bc", "grow-1",
                    "score-1", "improve-1-*")
     run_cli(lambda: main(folder, *REFRESHED, "--stop-after", "rated-2"))
@@ -667,7 +680,7 @@ def test_a_refreshed_run_goes_on(refreshed, tmp_path, no_figures):
     same_results(refreshed, folder)
 
 
-def test_refresh_without_a_grow_shares_nothing_out(finished, tmp_path, no_figures):
+def test_refresh_without_a_grow_shares_nothing_out(finished, tmp_path, only_rows):
     begin(finished, tmp_path / "run", "bc")
     main(tmp_path / "run", "--refresh", "--grow", "0", "--best-of", "1")
     assert len(Pairs.load(tmp_path / "run/steps/rated-1")) == 4 * 60
@@ -679,8 +692,7 @@ def test_refresh_without_a_grow_shares_nothing_out(finished, tmp_path, no_figure
 
 
 def test_show_on_a_finished_run(finished, capsys):
-    before = {path: path.stat().st_mtime_ns for path in finished.iterdir()
-              if path.name != "config.json"}
+    before = {path: path.stat().st_mtime_ns for path in finished.iterdir()}
     main(finished, "--show", "2")
     lines = capsys.readouterr().out.splitlines()
     heads = [i for i, line in enumerate(lines) if line.startswith("Grow ")]

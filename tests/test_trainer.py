@@ -1,7 +1,8 @@
-"""trainer.py: batches of like length, and the one optimiser loop."""
+"""trainer.py and batches.py: batches of like length, and what stands behind a training loop."""
 
 import copy
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,12 +10,13 @@ import torch
 import torch.nn as nn
 
 import losses
-from infra import trainer
+from infra import batches as batches_py
+from infra import trainer as trainer_py
 from infra.batches import batches, bucket_by_length, pad, to_device
 from infra.pairs import Pairs
 from infra.storage import Checkpoint
-from infra.trainer import Training, compiled, fit
-from model import Config, Dropout, EOS, PAD, Transformer, shift_right
+from infra.trainer import Trainer, Training, adamw, compiled
+from model import EOS, PAD, Config, Dropout, Transformer, shift_right
 
 
 # -------------------------------------------------------------------------------------- batches
@@ -80,7 +82,7 @@ def test_batches_are_cut_no_sooner_than_they_are_asked_for(monkeypatch):
         pools.append(index)
         return bucket_by_length(lengths, batch_tokens, index)
 
-    monkeypatch.setattr(trainer, "by_length", spied)
+    monkeypatch.setattr(batches_py, "bucket_by_length", spied)
     stream = batches(lengths, 100, seed=1)
     assert pools == []
     given += list(next(stream))
@@ -99,12 +101,14 @@ def test_batches_waste_little_on_padding():
     assert lengths.sum() > 0.9 * padded
 
 
-def test_by_length():
-    lengths = np.array([5, 1, 3, 1, 2, 5])
-    cut = bucket_by_length(lengths, 6)
-    assert [list(index) for index in cut] == [[1, 3, 4], [2], [0], [5]]
-    assert [list(index) for index in bucket_by_length(lengths, 6, np.array([5, 4, 2]))] == [[4, 2], [5]]
-    assert [list(index) for index in bucket_by_length(np.array([0, 0]), 6)] == [[0, 1]]
+def test_buckets_by_length():
+    def cut(lengths, *args):
+        return [list(index) for index in bucket_by_length(np.array(lengths), *args)]
+
+    lengths = [5, 1, 3, 1, 2, 5]
+    assert cut(lengths, 6) == [[1, 3, 4], [2], [0], [5]]
+    assert cut(lengths, 6, np.array([5, 4, 2])) == [[4, 2], [5]]
+    assert cut([0, 0], 6) == [[0, 1]]
 
 
 # -------------------------------------------------------------------------------- learning rate
@@ -130,11 +134,11 @@ def test_learning_rate_of_short_runs(warmup, updates):
     assert {flat.lr_at(update) for update in range(updates)} == {1.0}
 
 
-# ------------------------------------------------------------------------------------------ fit
+# ------------------------------------------------------------------------------------ a training
 
 
 class Net(nn.Module):
-    """A regression with dropout that counts its training steps, in what is saved of it."""
+    """A regression with dropout that counts its losses, in what is saved of it."""
 
     def __init__(self, dropout=0.25):
         super().__init__()
@@ -148,34 +152,64 @@ class Net(nn.Module):
         return self.outer(self.dropout(self.inner(x).tanh()))[:, 0]
 
 
+class Squares(nn.Module):
+    """The loss of a Net, with a parameter of its own. fail_at: the call that is interrupted."""
+
+    def __init__(self, fail_at=None):
+        super().__init__()
+        self.shift, self.fail_at, self.seen = nn.Parameter(torch.zeros(())), fail_at, []
+
+    def forward(self, net, index, update):
+        if len(self.seen) == self.fail_at:
+            raise KeyboardInterrupt
+        self.seen.append(update)
+        net.calls += 1
+        return ((net(X[index]) + self.shift - Y[index]) ** 2).sum()
+
+
 N = 40
 X = torch.randn(N, 4, generator=torch.Generator().manual_seed(1))
 Y = X.sum(1)
 LENGTHS = random_lengths(N, high=8)
 HP = Training(updates=12, batch_tokens=20, lr=1e-2, warmup=3, evaluate_every=3, patience=2)
+STEP = Training(updates=1, batch_tokens=10**6, warmup=0, lr=1.0, clip=1e9)  # one, on all items
 
 
-def squares(net, shift=None, fail_at=None):
-    """loss_of for fit. fail_at: the call that raises KeyboardInterrupt."""
-    calls = itertools.count()
+def loop(net, loss_of, lengths, counts, hp, seed, evaluate=None, **trainer_args):
+    """The loop of trainer.py's docstring, which all trainings share but for their loss."""
+    with Trainer(net, lengths, counts, hp, seed, **trainer_args) as trainer:
+        while True:
+            if evaluate and trainer.is_evaluation_due():
+                trainer.track_best(evaluate())
+            if trainer.is_done():
+                break
+            for index in trainer.next_update():
+                trainer.backward(loss_of(index, trainer.update))
+            trainer.step()
+    return trainer.result()
 
-    def loss_of(index, progress):
-        if next(calls) == fail_at:
-            raise KeyboardInterrupt
-        net.calls += 1
-        return ((net(X[index]) + (0 if shift is None else shift) - Y[index]) ** 2).sum()
 
-    return loss_of
+def trained(hp=HP, seed=5, net=None, counts=np.ones(N), loss=None, fail_at=None, **kwargs):
+    """A Net, and what its training says. loss: one whose parameter is trained, too."""
+    net, squares = net or Net(), loss or Squares(fail_at)
+    result = loop(net, lambda *args: squares(net, *args), LENGTHS, counts, hp, seed, loss=loss,
+                  **kwargs)
+    return net, result
 
 
 def weights(model):
     return torch.cat([x.detach().flatten().double() for x in model.state_dict().values()])
 
 
-def trained(hp=HP, seed=5, net=None, **kwargs):
-    net = net or Net()
-    result = fit(net, squares(net), LENGTHS, np.ones(N), hp, seed, **kwargs)
-    return net, result
+def moved(net):
+    """How far its parameters are from those of a new Net."""
+    return torch.cat([(a - b).detach().flatten()
+                      for a, b in zip(net.parameters(), Net().parameters())])
+
+
+def sgd(net):
+    """Plain gradient descent at rate 1: the update is the gradient."""
+    return torch.optim.SGD(net.parameters(), 1.0)
 
 
 def test_one_batch_of_ragged_lengths_equals_its_micro_batches():
@@ -185,20 +219,18 @@ def test_one_batch_of_ragged_lengths_equals_its_micro_batches():
     rng = np.random.default_rng(0)
     sources = [rng.integers(3, 11, n) for n in rng.integers(1, 12, 24)]
     pairs = Pairs.of(range(24), [rng.integers(3, 11, n) for n in rng.integers(1, 12, 24)])
-    lengths = np.maximum(pairs.lengths, [len(x) for x in sources])
+    lengths = pairs.padded_lengths(sources)
 
     def update(batch_tokens, accumulate):
         net = copy.deepcopy(policy)
 
-        def loss_of(index, progress):
+        def loss_of(index, _):
             tokens = pad(pairs.targets(index))
             logits = net(pad([sources[i] for i in index]), shift_right(tokens))
             return losses.bc(logits, tokens)
 
-        hp = Training(updates=1, batch_tokens=batch_tokens, accumulate=accumulate, warmup=0,
-                      lr=1.0, clip=1e9)
-        sgd = torch.optim.SGD(net.parameters(), 1.0)  # so that the update is the gradient
-        fit(net, loss_of, lengths, pairs.lengths, hp, 0, optimizer=sgd)
+        hp = replace(STEP, batch_tokens=batch_tokens, accumulate=accumulate)
+        loop(net, loss_of, lengths, pairs.lengths, hp, 0, optimizer=sgd(net))
         return weights(policy) - weights(net)
 
     whole = update(10**6, 1)
@@ -210,26 +242,21 @@ def test_one_batch_of_ragged_lengths_equals_its_micro_batches():
         assert (update(batch_tokens, k) - whole).abs().max() < 1e-12
 
 
-def test_the_loss_is_divided_by_the_units_of_the_step():
-    """With units doubled the gradient is halved."""
-    hp = Training(updates=1, batch_tokens=10**6, warmup=0, lr=1.0, clip=1e9, dropout=False)
+def test_the_loss_is_divided_by_the_tokens_of_the_update():
+    """With their counts doubled the gradient is halved."""
+    def update(counts):
+        net = Net(dropout=0.0)
+        trained(STEP, 0, net, counts, optimizer=sgd(net))
+        return moved(net)
 
-    def update(units):
-        net = Net()
-        fit(net, squares(net), LENGTHS, units, hp, 0,
-            optimizer=torch.optim.SGD(net.parameters(), 1.0))
-        return torch.cat([(a - b).flatten() for a, b in zip(Net().parameters(), net.parameters())])
-
+    assert update(np.ones(N)).abs().max() > 1e-3
     torch.testing.assert_close(update(np.ones(N)), 2 * update(2 * np.ones(N)))
 
 
 def test_gradients_are_clipped():
-    hp = Training(updates=1, batch_tokens=10**6, warmup=0, lr=1.0, clip=1e-3)
     net = Net()
-    fit(net, squares(net), LENGTHS, np.ones(N), hp, 0,
-        optimizer=torch.optim.SGD(net.parameters(), 1.0))
-    moved = torch.cat([(a - b).flatten() for a, b in zip(Net().parameters(), net.parameters())])
-    assert to_device.norm().item() == pytest.approx(1e-3, rel=1e-2)
+    trained(replace(STEP, clip=1e-3), 0, net, optimizer=sgd(net))
+    assert moved(net).norm().item() == pytest.approx(1e-3, rel=1e-2)
 
 
 def scripted(net, scores, seen=None):
@@ -244,73 +271,84 @@ def scripted(net, scores, seen=None):
     return evaluate
 
 
-def test_fit_returns_to_the_best_checkpoint():
+def test_it_returns_to_the_best_checkpoint_of_equal_ones_the_later():
     scores, seen, log = {0: 0.1, 3: 0.3, 6: 0.5, 9: 0.5, 12: 0.4}, {}, []
     net = Net()
     _, result = trained(net=net, evaluate=scripted(net, scores, seen), log=log.append)
     assert list(seen) == [0, 3, 6, 9, 12]
-    assert torch.equal(weights(net), seen[6])
-    assert not torch.equal(seen[6], seen[12])
-    assert (result["updates"], result["score"]) == (6, 0.5)
+    assert torch.equal(weights(net), seen[9])
+    assert not torch.equal(seen[9], seen[6]) and not torch.equal(seen[9], seen[12])
+    assert (result["updates"], result["score"], result["first_score"]) == (9, 0.5, 0.1)
     assert not net.training
     assert [(e["update"], e["score"], e["best"]) for e in log] == [
         (0, 0.1, True), (3, 0.3, True), (6, 0.5, True), (9, 0.5, False), (12, 0.4, False)]
     assert all(np.isfinite(e["loss"]) for e in log) and log[1]["loss"] > 0
 
 
-def test_fit_can_end_where_it_began():
+def test_it_can_end_where_it_began():
     net = Net()
     _, result = trained(net=net, evaluate=scripted(net, {0: 0.9, 3: 0.3, 6: 0.5}))
     assert torch.equal(weights(net), weights(Net()))
-    assert (result["updates"], result["score"]) == (0, 0.9)
+    assert (result["updates"], result["score"], result["first_score"]) == (0, 0.9, 0.9)
+
+
+@pytest.mark.parametrize("patience, last", [(1, 3), (2, 6), (9, 12)])
+def test_a_score_that_never_changes_ends_with_the_last_weights(patience, last):
+    """And not with those before any update; but patience counts, as it is never better."""
+    net, seen = Net(), {}
+    scores = dict.fromkeys(range(13), 0.5)
+    _, result = trained(replace(HP, patience=patience), net=net,
+                        evaluate=scripted(net, scores, seen))
+    assert max(seen) == last and torch.equal(weights(net), seen[last])
+    assert (result["updates"], result["score"], result["first_score"]) == (last, 0.5, 0.5)
 
 
 @pytest.mark.parametrize("patience, last", [(1, 6), (2, 9), (3, 12)])
 def test_patience_stops_it(patience, last):
     seen, net = {}, Net()
-    hp = Training(**vars(HP) | {"patience": patience})
     scores = {0: 0.1, 3: 0.5, 6: 0.2, 9: 0.3, 12: 0.4}
-    trained(hp, net=net, evaluate=scripted(net, scores, seen))
+    trained(replace(HP, patience=patience), net=net, evaluate=scripted(net, scores, seen))
     assert max(seen) == last
 
 
 def test_the_last_update_is_evaluated():
     seen, net = {}, Net()
-    hp = Training(**vars(HP) | {"updates": 7})
-    _, result = trained(hp, net=net, evaluate=scripted(net, {0: 1, 3: 2, 6: 3, 7: 4}, seen))
+    _, result = trained(replace(HP, updates=7), net=net,
+                        evaluate=scripted(net, {0: 1, 3: 2, 6: 3, 7: 4}, seen))
     assert list(seen) == [0, 3, 6, 7] and result["updates"] == 7
     assert torch.equal(weights(net), seen[7])
 
 
 def test_without_evaluation_all_updates_are_made():
     net, result = trained()
-    assert result["updates"] == HP.updates == int(net.calls)
+    assert result["updates"] == HP.updates == int(net.calls) and result["first_score"] is None
     assert not torch.equal(weights(net), weights(Net()))
     assert not net.training
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
-def test_units_are_those_of_all_updates(accumulate):
+def test_tokens_are_those_of_all_updates(accumulate):
     """Also of those after the best checkpoint, and until patience ends it."""
-    units, seen = np.arange(1, N + 1), []
-    hp = Training(**vars(HP) | {"accumulate": accumulate})
+    counts, hp = np.arange(1, N + 1), replace(HP, accumulate=accumulate)
 
-    def trained_units(scores):
-        net, _ = Net(), seen.clear()
-        loss_of = squares(net)
+    def updates_and_losses(scores):
+        net, squares, seen = Net(), Squares(), []
         evaluate = scripted(net, {accumulate * k: v for k, v in scores.items()}) if scores else None
-        result = fit(net, lambda index, progress: (seen.append(units[index].sum()),
-                                                   loss_of(index, progress))[1],
-                     LENGTHS, units, hp, 5, evaluate=evaluate)
-        assert type(result["units"]) is int and result["units"] == sum(seen)
+
+        def loss_of(index, update):
+            seen.append(counts[index].sum())
+            return squares(net, index, update)
+
+        result = loop(net, loss_of, LENGTHS, counts, hp, 5, evaluate)
+        assert type(result["tokens"]) is int and result["tokens"] == sum(seen)
         return result["updates"], len(seen)
 
-    assert trained_units(None) == (12, 12 * accumulate)
-    assert trained_units({0: 0.1, 3: 0.5, 6: 0.2, 9: 0.3}) == (3, 9 * accumulate)
+    assert updates_and_losses(None) == (12, 12 * accumulate)
+    assert updates_and_losses({0: 0.1, 3: 0.5, 6: 0.2, 9: 0.3}) == (3, 9 * accumulate)
 
 
-def test_fit_learns():
-    net, _ = trained(Training(updates=400, batch_tokens=40, lr=2e-2, dropout=False))
+def test_it_learns():
+    net, _ = trained(Training(updates=200, batch_tokens=40, lr=4e-2, warmup=20, dropout=False))
     assert ((net(X) - Y) ** 2).mean() < 0.05 * (Y**2).mean()
 
 
@@ -324,16 +362,10 @@ def test_same_seed_same_weights():
 
 
 def test_dropout_can_be_left_off():
-    dry = Training(**vars(HP) | {"dropout": False})
-    net, other = Net(dropout=0.25), Net(dropout=0.0)
-    for model in (net, other):
-        fit(model, lambda index, progress: ((model(X[index]) - Y[index]) ** 2).sum(), LENGTHS,
-            np.ones(N), dry, 5)
-    assert torch.equal(weights(net), weights(other))
-    net = Net(dropout=0.25)
-    fit(net, lambda index, progress: ((net(X[index]) - Y[index]) ** 2).sum(), LENGTHS, np.ones(N),
-        HP, 5)
-    assert not torch.equal(weights(net), weights(other))
+    dry = replace(HP, dropout=False)
+    with_dropout, without = trained(dry, net=Net(0.25))[0], trained(dry, net=Net(0.0))[0]
+    assert torch.equal(weights(with_dropout), weights(without))
+    assert not torch.equal(weights(trained(HP, net=Net(0.25))[0]), weights(without))
 
 
 def test_the_global_generator_is_left_as_it_was():
@@ -341,46 +373,39 @@ def test_the_global_generator_is_left_as_it_was():
     before = torch.get_rng_state()
     trained()
     assert torch.equal(torch.get_rng_state(), before)
-    net = Net()
     with pytest.raises(KeyboardInterrupt):
-        fit(net, squares(net, fail_at=5), LENGTHS, np.ones(N), HP, 5)
+        trained(fail_at=5)
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_progress_and_learning_rate_at_every_update():
-    """Of every micro-batch; `extra` has its own, constant rate."""
-    net, shift = Net(), torch.zeros((), requires_grad=True)
-    optimizer = trainer.adamw(net.parameters(), HP)
-    seen, rates, loss_of = [], [], squares(net, shift)
-
-    def spy(index, progress):
-        seen.append(progress)
-        return loss_of(index, progress)
-
+def test_update_and_learning_rate_at_every_update():
+    """Of every micro-batch; the loss's own parameters have their own, constant rate."""
+    net, loss, rates = Net(), Squares(), []
+    optimizer = adamw(net.parameters(), HP)
     step = optimizer.step
     optimizer.step = lambda: (rates.append([g["lr"] for g in optimizer.param_groups]), step())
-    hp = Training(**vars(HP) | {"accumulate": 2, "extra_lr": 0.03})
-    fit(net, spy, LENGTHS, np.ones(N), hp, 5, extra=(shift,), optimizer=optimizer)
-    assert seen == [update / 12 for update in range(12) for _ in range(2)]
+    hp = replace(HP, accumulate=2, loss_lr=0.03)
+    trained(hp, net=net, loss=loss, optimizer=optimizer)
+    assert loss.seen == [update for update in range(12) for _ in range(2)]
     assert rates == [[hp.lr_at(update), 0.03] for update in range(12)]
-    assert shift.item() != 0
+    assert loss.shift.item() != 0
 
 
 # --------------------------------------------------------------------------------------- resume
 
-SCORES = dict(zip(range(0, 61, 3), [0.1, 0.4, 0.3, 0.5, 0.2, 0.6, 0.1, 0.3, 0.9] + 12 * [0.0]))
+# by the number of updates: the best one comes twice, and patience ends before the last
+SCORES = {0: 0.1, 3: 0.4, 6: 0.3, 9: 0.6, 12: 0.6, 15: 0.3, 18: 0.9}
 
 
-@pytest.mark.parametrize("dropout, with_extra, accumulate", [
+@pytest.mark.parametrize("dropout, with_loss, accumulate", [
     (True, True, 2), (True, False, 1), (False, True, 1), (False, False, 2)])
-def test_a_resumed_fit_equals_an_uninterrupted_one(dropout, with_extra, accumulate, tmp_path,
-                                                   save_always):
+def test_a_resumed_training_equals_an_uninterrupted_one(dropout, with_loss, accumulate, tmp_path,
+                                                        save_always):
     """Bitwise, killed in any of its updates or evaluations, and more than once."""
-    hp = Training(**vars(HP) | {"updates": 24, "dropout": dropout, "accumulate": accumulate})
+    hp = replace(HP, updates=18, dropout=dropout, accumulate=accumulate)
 
     def run(path=None, fail_at=None, fail_in_evaluation=None):
-        net = Net(0.25 if dropout else 0.0)
-        shift = torch.zeros((), requires_grad=True)
+        net, squares = Net(0.25 if dropout else 0.0), Squares(fail_at)
         evaluations = itertools.count()
 
         def evaluate():
@@ -388,15 +413,17 @@ def test_a_resumed_fit_equals_an_uninterrupted_one(dropout, with_extra, accumula
                 raise KeyboardInterrupt
             return SCORES[int(net.calls) // accumulate]
 
-        result = fit(net, squares(net, shift, fail_at), LENGTHS, np.ones(N), hp, 5,
-                     evaluate=evaluate, checkpoint=path and Checkpoint(path), extra=(shift,) if with_extra else ())
-        return (weights(net), shift.item(), result["updates"], result["score"],
-                result["units"])
+        result = loop(net, lambda *args: squares(net, *args), LENGTHS, np.ones(N), hp, 5, evaluate,
+                      checkpoint=path and Checkpoint(path), loss=squares if with_loss else None)
+        del result["seconds"]
+        return weights(net), squares.shift.item(), result
 
     whole = run()
-    assert whole[2:4] == (15, 0.6) and whole[4] > 0 and (whole[1] != 0) == with_extra
+    assert whole[2] == {"updates": 12, "score": 0.6, "first_score": 0.1,
+                        "tokens": whole[2]["tokens"]}
+    assert whole[2]["tokens"] > 0 and (whole[1] != 0) == with_loss
     path = tmp_path / "checkpoint.pt"
-    for kills in [[{"fail_at": k}] for k in (1, 8, 16)] + [
+    for kills in [[{"fail_at": k}] for k in (1, 8, 13)] + [
             [{"fail_at": 3 * accumulate}, {"fail_at": 3 * accumulate}, {"fail_at": 0}],
             [{"fail_at": 6 * accumulate}],  # the first update after an evaluation
             [{"fail_in_evaluation": 2}], [{"fail_in_evaluation": 0}],
@@ -411,31 +438,20 @@ def test_a_resumed_fit_equals_an_uninterrupted_one(dropout, with_extra, accumula
         path.unlink()  # as a run does at the end of a step
 
 
-def test_a_resumed_fit_does_not_begin_again(tmp_path, save_always):
+def test_a_resumed_training_does_not_begin_again(tmp_path, save_always):
     path = tmp_path / "checkpoint.pt"
-    net = Net()
     with pytest.raises(KeyboardInterrupt):
-        fit(net, squares(net, fail_at=8), LENGTHS, np.ones(N), HP, 5,
-            checkpoint=Checkpoint(path))
-    seen = []
-    net = Net()
-    loss_of = squares(net)
-
-    def spy(index, progress):
-        seen.append(progress)
-        return loss_of(index, progress)
-
-    fit(net, spy, LENGTHS, np.ones(N), HP, 5, checkpoint=Checkpoint(path))
-    assert seen == [update / 12 for update in range(8, 12)]
+        trained(loss=Squares(fail_at=8), checkpoint=Checkpoint(path))
+    again = Squares()
+    trained(loss=again, checkpoint=Checkpoint(path))
+    assert again.seen == list(range(8, 12))
 
 
 def test_checkpoints_are_rare(tmp_path):
-    """None within the first minute: tiny fits are not slowed down."""
-    net = Net()
+    """None within the first minute: tiny trainings are not slowed down."""
     path = tmp_path / "checkpoint.pt"
     with pytest.raises(KeyboardInterrupt):
-        fit(net, squares(net, fail_at=8), LENGTHS, np.ones(N), HP, 5,
-            checkpoint=Checkpoint(path))
+        trained(fail_at=8, checkpoint=Checkpoint(path))
     assert not path.exists() and Checkpoint.EVERY >= 10
 
 
@@ -459,7 +475,7 @@ def test_only_to_a_gpu_a_copy_goes_by_pinned_memory_and_does_not_wait():
 
 
 def test_without_a_compiler_one_line_says_so(capsys):
-    trainer.can_compile.cache_clear()
+    trainer_py.can_compile.cache_clear()
     torch._dynamo.reset()
     nowhere = {"cpp.cxx": ("no-such-compiler",), "force_disable_caches": True}
     with torch._inductor.config.patch(nowhere):
@@ -467,13 +483,13 @@ def test_without_a_compiler_one_line_says_so(capsys):
         assert compiled(net, cpu) is net and compiled(net, cpu) is net
     said = "".join(capsys.readouterr())
     assert said.count("nothing is compiled: ") == 1 and len(said.splitlines()) == 1
-    trainer.can_compile.cache_clear()
+    trainer_py.can_compile.cache_clear()
 
 
 @pytest.mark.slow
 def test_a_compiled_policy_is_the_same_function():
     """And so are its gradients, for batches of several shapes."""
-    if not trainer.can_compile("cpu"):
+    if not trainer_py.can_compile("cpu"):
         pytest.skip("there is no compiler")
     torch.manual_seed(0)
     policy = Transformer(Config(30, 16, 2, 1, 1, 32, 0.0, 20))

@@ -4,7 +4,7 @@ A run is killed in a child process that is forked from this one, which has torch
 """
 
 import contextlib
-import itertools
+import io
 import json
 import math
 import os
@@ -21,24 +21,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch._dynamo  # noqa: F401 (the first optimiser does so; here, before any child is forked)
 
-from infra import measures
-from infra import figures
-from infra import report
-import rest
 import infra.run as run_module
-from infra import storage
+import rest
 import train_mt
 import train_toy
-from infra import checks
+from infra import checks, figures, measures, report, storage
 from infra.cli import run_cli
 from infra.errors import UserError
 from infra.pairs import Pairs
-from infra.run import Run
+from infra.run import InMemory, Run
 from infra.settings import RunSettings
 from infra.storage import Checkpoint, load
 from infra.text import Tokenizer
-from infra.trainer import Training, fit
+from infra.trainer import Trainer, Training
+from infra.translate import load_model
 from model import Transformer
 from reward import RewardModel
 from test_train_mt import TINY as TINY_MT
@@ -48,19 +46,20 @@ from test_train_toy import TINY
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="children are forked")
 
 
-def forked(work, quiet=True):
-    """work() in a child process -> its number."""
+def forked(work, errors=os.devnull):
+    """work() in a child process -> its number. errors: the file for its standard error."""
     child = os.fork()
     if child:
         return child
     code = 1
     try:
-        if quiet:
-            null = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(null, 1), os.dup2(null, 2)
-        with contextlib.redirect_stdout(open(os.devnull, "w")):
-            work()
+        with open(os.devnull, "w") as out, open(errors, "w") as err:
+            os.dup2(out.fileno(), 1), os.dup2(err.fileno(), 2)
+            with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+                work()
         code = 0
+    except SystemExit as stop:
+        code = stop.code
     finally:
         os._exit(code)
 
@@ -116,11 +115,17 @@ def assert_same_run(a, b):
     assert not (b / "checkpoint.pt").exists()
 
 
-def killed_again_and_again(main, folder, kills, seed):
-    """Start and resume main(folder, "--resume"), killed so many times; then let it end."""
+def save_at_every_update():
+    Checkpoint.EVERY, Checkpoint.SHARE = -1.0, math.inf
+
+
+def killed_again_and_again(main, folder, kills, seed, whole):
+    """Start and resume main(folder, "--resume"), killed so many times; then let it end.
+
+    Each time that it comes to its end it must be as `whole`, a run that was never killed.
+    """
     rng = random.Random(seed)
-    killed = 0
-    while killed < kills:
+    while kills:
         operation = rng.randrange(1, 30) if rng.random() < 0.5 else None
         often = rng.random() < 0.7  # else as rarely as usual, which is never in so short a run
 
@@ -128,16 +133,20 @@ def killed_again_and_again(main, folder, kills, seed):
             if operation:
                 kill_at_operation(operation)
             if often:
-                Checkpoint.EVERY, Checkpoint.SHARE = -1.0, 1e9
+                save_at_every_update()
             main(folder, "--resume")
 
         child = forked(work)
         if not operation:
             time.sleep(rng.uniform(0.0, 0.4))
             os.kill(child, signal.SIGKILL)
-        assert died(child) is None, f"it came to its end after {killed} kills"
-        killed += 1
+        if died(child) is None:
+            kills -= 1
+        else:  # a fast machine: once more from the start
+            assert_same_run(whole, folder)
+            shutil.rmtree(folder)
     assert died(forked(lambda: main(folder, "--resume"))) == 0
+    assert_same_run(whole, folder)
 
 
 def toy(folder, *flags):
@@ -161,17 +170,16 @@ def no_figures(monkeypatch):
 
 
 def test_killed_at_twenty_random_moments(whole, tmp_path, no_figures):
-    killed_again_and_again(toy, tmp_path / "run", kills=20, seed=1)
-    assert_same_run(whole, tmp_path / "run")
+    killed_again_and_again(toy, tmp_path / "run", 20, 1, whole)
 
 
 def test_a_translation_run_killed_again_and_again(corpus, tmp_path, no_figures):  # noqa: F811
     def mt(folder, *flags):
-        train_mt.main([*TINY_MT, "--data", str(corpus), "--out", str(folder), *flags])
+        train_mt.main([*TINY_MT, *"--no-ppo --improve 1 --best-of 1".split(), "--data", str(corpus),
+                       "--out", str(folder), *flags])
 
     assert died(forked(lambda: mt(tmp_path / "whole"))) == 0
-    killed_again_and_again(mt, tmp_path / "run", kills=8, seed=2)
-    assert_same_run(tmp_path / "whole", tmp_path / "run")
+    killed_again_and_again(mt, tmp_path / "run", 8, 2, tmp_path / "whole")
 
 
 @pytest.mark.slow
@@ -185,8 +193,7 @@ def test_the_smoke_preset_killed_at_twenty_random_moments(tmp_path, no_figures):
         train_mt.main(["--preset", "smoke", "--data", data, "--out", str(folder), *flags])
 
     assert died(forked(lambda: smoke(tmp_path / "whole"))) == 0
-    killed_again_and_again(smoke, tmp_path / "run", kills=20, seed=3)
-    assert_same_run(tmp_path / "whole", tmp_path / "run")
+    killed_again_and_again(smoke, tmp_path / "run", 20, 3, tmp_path / "whole")
 
 
 def test_a_finished_run_is_loaded_and_reported(whole, tmp_path, no_figures, capsys):
@@ -213,27 +220,147 @@ def test_the_same_seed_gives_the_same_run(whole, tmp_path, no_figures, monkeypat
     assert_same_run(whole, tmp_path / "run")
 
 
+@pytest.fixture
+def copied(whole, tmp_path):
+    """The finished run once more, without what it leaves behind at its end."""
+    shutil.copytree(whole, tmp_path / "run")
+    for name in ("results.json", "policy.pt", "reward.pt"):
+        (tmp_path / "run" / name).unlink()
+    return tmp_path / "run"
+
+
+def results(folder):
+    return timeless(json.loads((folder / "results.json").read_text()))
+
+
+def test_more_grows_and_improves_go_on_with_a_finished_run(whole, copied, no_figures):
+    """What was done stays as it was; the last policy is another now, and so its best of N."""
+    toy(copied, "--resume", "--grow", "3", "--improve", "2", "2", "1")
+    old, new = results(whole), results(copied)
+    steps = [(row["grow"], row["improve"]) for row in new["rows"] if row["name"] == "ReST"]
+    assert steps == [(1, 0), (1, 1), (1, 2), (2, 1), (2, 2), (3, 1)]
+    assert new["rows"][:5] == old["rows"][:5] and new["rows"][-1] == old["rows"][-1]  # PPO
+    last, left = load(copied / "steps/improve-3-1.pt")["policy"], load(copied / "policy.pt")
+    assert all(torch.equal(left["weights"][k], x) for k, x in last.items())
+    for policy, same in (("BC", True), ("ReST", False)):
+        a, b = ([e for e in x["best_of_n"] if e["policy"] == policy] for x in (old, new))
+        assert len(a) == len(b) == 3 and (a == b) == same
+    toy(copied, "--resume", "--grow", "3", "--improve", "2", "2", "1")  # its settings are these now
+    assert results(copied) == new
+
+
+def test_another_best_of_goes_on_with_a_finished_run(whole, copied, no_figures):
+    toy(copied, "--resume", "--best-of", "2")
+    old, new = results(whole), results(copied)
+    assert new["rows"] == old["rows"]
+    assert [(e["policy"], e["n"]) for e in new["best_of_n"]] == [
+        (policy, n) for policy in ("BC", "ReST") for n in (1, 2)]
+
+
+@pytest.mark.parametrize("flags, said", [
+    ("--grow 1", "grow was 2, now 1"), ("--improve 1 1", "improve was [2, 1], now [1, 1]"),
+    ("--improve 3 1", "improve was [2, 1], now [3, 1]"), ("--no-unfiltered", "unfiltered was True"),
+    ("--grow 3 --improve 1 1 4", "grow was 2, now 3; improve was [2, 1], now [1, 1, 4]"),
+    ("--grow 3 --lr 0.1", "lr was 0.004, now 0.1")])
+def test_fewer_or_other_steps_are_refused(copied, capsys, flags, said):
+    before = (copied / "config.json").read_bytes()
+    assert said in refused(capsys, lambda: toy(copied, "--resume", *flags.split()))
+    assert (copied / "config.json").read_bytes() == before
+
+
+def test_settings_that_nothing_was_made_by_are_not_kept(copied, capsys, monkeypatch):
+    """A resume with more Grows that is refused, for its data say, leaves the run as it was."""
+    def bind(run, **parts):
+        raise UserError("other data")
+
+    before = (copied / "config.json").read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "bind", bind)
+        assert "other data" in refused(capsys, lambda: toy(copied, "--resume", "--grow", "3"))
+    assert (copied / "config.json").read_bytes() == before
+
+
+# ------------------------------------------------------------------------- nothing can be printed
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+def test_a_terminal_without_some_letters_ends_nothing(copied, no_figures, monkeypatch, encoding):
+    for flags, said in ((["--resume"], "ReST (2,1)"), (["--show", "1"], "? = ")):
+        out = io.TextIOWrapper(io.BytesIO(), encoding)
+        monkeypatch.setattr(sys, "stdout", out)
+        run_cli(lambda: toy(copied, *flags))
+        assert said in out.buffer.getvalue().decode(encoding)
+    assert (copied / "results.json").exists() and (copied / "policy.pt").exists()
+
+
+def test_a_closed_pipe_is_quiet_and_ends_nothing(whole, copied, no_figures, tmp_path):
+    """As of `python train_toy.py | head -1`."""
+    def main():
+        read, write = os.pipe()
+        os.close(read)
+        sys.stdout = open(write, "w", buffering=1)
+        run_cli(lambda: toy(copied, "--resume"))
+        sys.stdout.close()  # as at a program's end
+
+    assert died(forked(main, tmp_path / "errors")) == 0
+    assert (tmp_path / "errors").read_text() == ""
+    assert_same_run(whole, copied)
+
+
+def test_all_is_saved_before_the_end_is_printed(copied, no_figures, monkeypatch):
+    def interrupted(entries):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(report, "best_of_n_table", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        toy(copied, "--resume")
+    assert {"results.json", "policy.pt", "reward.pt"} <= {x.name for x in copied.iterdir()}
+
+
+@pytest.mark.parametrize("backend, drawn", [("module://not.there", True), ("nonsense", False)])
+def test_a_broken_matplotlib_ends_nothing(backend, drawn, copied, tmp_path):
+    pytest.importorskip("matplotlib")
+    (copied / "improve.png").unlink()
+
+    def main():
+        for name in [name for name in sys.modules if name.startswith("matplotlib")]:
+            del sys.modules[name]  # it reads its backend when it is imported
+        os.environ["MPLBACKEND"] = backend
+        with open(tmp_path / "out", "w") as out, contextlib.redirect_stdout(out):
+            run_cli(lambda: toy(copied, "--resume"))
+
+    assert died(forked(main)) == 0
+    assert (copied / "improve.png").exists() == drawn
+    assert ("no figures: ValueError: " in (tmp_path / "out").read_text()) != drawn
+
+
 # ----------------------------------------------------------------------------- stopped from outside
 
 
 @pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_stopped_by_a_signal_it_says_how_to_go_on(number, code, tmp_path):
-    program = [sys.executable, train_toy.__file__, *TINY, "--out", "my run", "--bc-updates", "9999"]
-    around = {"cwd": tmp_path, "env": os.environ | {"OMP_NUM_THREADS": "1"}}
-    running = subprocess.Popen(program, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL,
-                               text=True, **around)
-    while not (tmp_path / "my run/steps").exists():
-        time.sleep(0.05)
-    time.sleep(0.5)
-    running.send_signal(number)
-    last = running.communicate(timeout=60)[1].splitlines()[-1]
-    assert running.returncode == code
-    where, command = last.split("; to go on: ")
-    assert where == "stopped in bc"
-    words = shlex.split(command)
-    assert words[1:] == [*program[1:], "--resume"] and words.count("--out") == 1
-    with pytest.raises(subprocess.TimeoutExpired):  # and so it goes on, until it is stopped again
-        subprocess.run([sys.executable, *words[1:]], capture_output=True, timeout=4, **around)
+def test_stopped_by_a_signal_it_says_how_to_go_on(number, code, tmp_path, monkeypatch):
+    """And so it goes on, until it is stopped again."""
+    monkeypatch.chdir(tmp_path)
+    checkpoint = Path("my run/checkpoint.pt")
+    words = program = ["train_toy.py", *TINY, "--out", "my run", "--bc-updates", "9999"]
+
+    def main():
+        save_at_every_update()
+        sys.argv = words
+        run_cli(train_toy.main)
+
+    before = 0
+    for _ in range(2):
+        child = forked(main, tmp_path / "errors")
+        while not checkpoint.exists() or load(checkpoint)["number"] <= before:
+            time.sleep(0.02)
+        os.kill(child, number)
+        assert died(child) == code
+        before = load(checkpoint)["number"]
+        where, command = Path("errors").read_text().splitlines()[-1].split("; to go on: ")
+        assert where == "stopped in bc"
+        _, *words = shlex.split(command)
+        assert words == [*program, "--resume"] and words.count("--out") == 1
 
 
 # ---------------------------------------------------------------------------------- a full disk
@@ -293,7 +420,19 @@ def test_a_folder_belongs_to_one_process(tmp_path):
     died(child)
     first = Run(RunSettings(out=str(tmp_path / "run"), resume=True), "x")
     again = Run(RunSettings(out=str(tmp_path / "run"), resume=True), "x")  # the same process may
-    assert first.lock is again.lock
+    for run in (first, again):
+        assert not is_free(tmp_path / "run")
+        run.close()
+    assert is_free(tmp_path / "run")
+
+
+def is_free(folder):
+    """Whether another process gets the folder of a run."""
+    def ask():
+        storage.LOCKS.clear()  # a child has what its parent had
+        Run(RunSettings(out=str(folder), resume=True), "x")
+
+    return died(forked(ask)) == 0
 
 
 def test_two_that_start_at_once_get_folders_of_their_own(tmp_path, monkeypatch):
@@ -318,9 +457,9 @@ def test_another_program_another_format_another_size(whole, tmp_path, capsys, mo
                                                                    "32"))
     with monkeypatch.context() as patch:
         patch.setattr(storage, "FORMAT", storage.FORMAT + 1)
-        assert "bc.pt has format 1 " in refused(capsys, lambda: load(run / "steps/bc.pt"))
+        assert "bc.pt has format 2 " in refused(capsys, lambda: load(run / "steps/bc.pt"))
         patch.setattr(run_module, "FORMAT", storage.FORMAT)
-        assert "format was 1, now 2" in refused(capsys, lambda: toy(run, "--resume"))
+        assert "format was 2, now 3" in refused(capsys, lambda: toy(run, "--resume"))
     other = tmp_path / "other/steps"
     other.mkdir(parents=True)
     shutil.copy(whole / "steps/bc.pt", other)
@@ -370,7 +509,7 @@ def test_no_code_is_run_from_a_file(bomb, file, whole, tmp_path, capsys):
             return report.over_runs([run])
         if file in ("policy.pt", "reward.pt"):
             cls = Transformer if file == "policy.pt" else RewardModel
-            return train_mt.load(run / file, cls, "cpu")
+            return load_model(run / file, cls, "cpu")
         toy(run, "--resume")
 
     assert Path(file).name in refused(capsys, read)
@@ -411,61 +550,57 @@ def test_debug_shows_where_it_came_from(monkeypatch):
 # ---------------------------------------------------------------------------- training goes wrong
 
 
-def a_fit(bad, updates=12, log=None, checkpoint=None):
-    """A net after `fit`, the updates in `bad` having no finite loss; and what fit returned."""
+def a_training(bad, updates=12, **trainer_args):
+    """A net after a training whose updates in `bad` have no finite loss, and what came of it."""
     torch.manual_seed(0)
-    net, calls = torch.nn.Linear(2, 1), itertools.count()
-
-    def loss_of(index, progress):
-        loss = net(torch.ones(len(index), 2)).square().sum()
-        return loss * (math.nan if next(calls) in bad else 1.0)
-
-    hp = Training(updates=updates, batch_tokens=40, warmup=0, lr=0.01)
-    done = fit(net, loss_of, np.full(100, 10), np.ones(100), hp, 0, log=log, checkpoint=checkpoint,
-               sources=np.arange(100) + 1000)
-    return torch.cat([x.detach().flatten() for x in net.parameters()]), done
+    net, hp = torch.nn.Linear(2, 1), Training(updates=updates, batch_tokens=40, warmup=0, lr=0.01)
+    with Trainer(net, np.full(100, 10), np.ones(100), hp, 0, names=np.arange(100) + 1000,
+                 **trainer_args) as trainer:
+        while not trainer.is_done():
+            for index in trainer.next_update():
+                loss = net(torch.ones(len(index), 2)).square().sum()
+                trainer.backward(loss * (math.nan if trainer.update in bad else 1.0))
+            trainer.step()
+    return torch.cat([x.detach().flatten() for x in net.parameters()]), trainer.result()
 
 
 def test_an_update_that_is_not_finite_is_left_out_and_reported():
     seen = []
-    weights, done = a_fit({3, 4, 8}, log=seen.append)
-    assert weights.isfinite().all() and done["units"] == 4 * (12 - 3)
+    weights, done = a_training({3, 4, 8}, log=seen.append)
+    assert weights.isfinite().all() and done["tokens"] == 4 * (12 - 3)
     assert [event["update"] for event in seen] == [3, 4, 8]
     for event in seen:
         assert len(event["not_finite"]) == 4 and min(event["not_finite"]) >= 1000
-    assert not torch.equal(weights, a_fit(set())[0])
+    assert not torch.equal(weights, a_training(set())[0])
 
 
 def test_after_several_in_a_row_it_ends_with_the_last_good_state_kept(tmp_path, save_always):
     with pytest.raises(UserError, match="5 updates in a row .* update 8, on sources 1"):
-        a_fit({4, 5, 6, 7, 8}, checkpoint=Checkpoint(tmp_path / "c.pt"))
+        a_training({4, 5, 6, 7, 8}, checkpoint=Checkpoint(tmp_path / "c.pt"))
     kept = load(tmp_path / "c.pt")["content"]
     assert all(x.isfinite().all() for x in kept["model"].values())
     with pytest.raises(UserError, match="2 updates in a row"):
-        a_fit({0, 1}, updates=2)  # PPO's rounds have few
+        a_training({0, 1}, updates=2)  # PPO's rounds have few
 
 
-class Ear:
-    """A run that hears warnings."""
-
-    def __init__(self):
-        self.said = []
-
-    def warn(self, text, kind=None):
-        self.said.append(kind or text)
+def said_by(run):
+    """The warnings of a run in memory."""
+    return [e["kind"] or e["text"] for e in run.events if e["event"] == "warning"]
 
 
-WELL = {"entropy": 1.0, "truncated": 0.1, "distinct": 0.8}
+WELL = [[5 + k, 2] for k in range(8)]
 
 
-@pytest.mark.parametrize("change, said", [
-    ({}, []), ({"entropy": 0.01}, ["entropy"]), ({"truncated": 0.9}, ["truncated"]),
-    ({"distinct": 0.13}, ["distinct"])])
-def test_a_collapsed_policy_is_seen(change, said):
-    ear = Ear()
-    D_g = Pairs.of(range(8), 8 * [[5, 2]], reward=np.linspace(0, 0.7, 8))
-    checks.grown(D_g, WELL | change, rest.Settings(samples=8), ear)
-    assert ear.said == said
+@pytest.mark.parametrize("targets, logprob, low, said", [
+    (WELL, -1, 0, []), (WELL, -0.01, 0, ["entropy"]), (8 * [[5, 2]], -1, 0, ["distinct"]),
+    ([[5 + k, 6] for k in range(8)], -1, 0, ["truncated"]),
+    (WELL, -1, 1, ["the first threshold 0.500 is not above the mean reward 0.562 of D_g"])])
+def test_a_collapsed_policy_is_seen(targets, logprob, low, said):
+    run = InMemory(quiet=True)
+    samples = Pairs.of(8 * [0], targets, logprobs=8 * [np.full(2, logprob)])
+    D_g = Pairs.of(range(8), 8 * [[5, 2]], reward=[low, *7 * [0.5]])
+    checks.log_grow(D_g, samples, rest.select, rest.Settings(samples=8), 1, run)
+    assert said_by(run) == said
 
 
 @pytest.mark.parametrize("kept, improve, said", [
@@ -473,12 +608,12 @@ def test_a_collapsed_policy_is_seen(change, said):
     ([1, 1, 0, 0], 1, ["no D"]),
     ([0, 0, 0, 0], 1, ["improve-1-1: the filter kept nothing, so it is skipped"])])
 def test_a_filter_that_is_none_is_seen(kept, improve, said):
-    ear, kept = Ear(), np.array(kept, bool)
+    run, kept = InMemory(quiet=True), np.array(kept, bool)
     D_g = Pairs.of(range(4), 4 * [[5, 2]], reward=np.zeros(4))
     D_g.human[2:] = True
     row = {"grow": 1, "improve": improve, "kept_data": float(kept[2:].mean())}
-    checks.filtered(D_g, kept, row, rest.Settings(), ear)
-    assert ear.said == said
+    checks.check_filter(D_g, kept, row, rest.Settings(), run)
+    assert said_by(run) == said
 
 
 @pytest.mark.parametrize("rewards, metrics, said", [
@@ -486,10 +621,10 @@ def test_a_filter_that_is_none_is_seen(kept, improve, said):
     ([0.6, 0.5], [0.5, 0.4], []), ([0.5, 0.6, 0.62], [0.5, 0.6, 0.55], 1)])
 def test_a_reward_that_is_gamed_is_seen(rewards, metrics, said):
     for names, scale in ((("reward", "oracle"), 1), (("val_greedy_reward", "val_chrf"), 100)):
-        ear = Ear()
+        run = InMemory(quiet=True)
         rows = [dict(zip(names, (r, scale * m))) for r, m in zip(rewards, metrics)]
-        checks.measured(rows, ear)
-        assert ear.said == (["hacking"] if said else [])
+        checks.check_reward_hacking(rows, run)
+        assert said_by(run) == (["hacking"] if said else [])
 
 
 def test_the_rows_of_a_run_are_looked_at(tmp_path):
@@ -504,13 +639,14 @@ def test_a_new_D_g_is_looked_at(whole, tmp_path):
     run = Run(RunSettings(out=str(tmp_path / "run")), "x")
     D_g = Pairs.load(whole / "steps/score-1")
     samples = Pairs.of([0, 1], [[5, 2], [6, 2]], logprobs=[np.zeros(2), np.zeros(2)])
-    rest.look_at(D_g, samples, rest.Settings(), 1, run)
+    checks.log_grow(D_g, samples, rest.select, rest.Settings(), 1, run)
     assert "entropy" in run.warned
+    assert [e["grow"] for e in lines_of(whole) if e["event"] == "grow"] == [1, 2]
 
 
 def test_a_lost_update_is_said(tmp_path, capsys):
     run = Run(RunSettings(out=str(tmp_path / "run")), "x")
-    a_fit({3}, log=run.logger("bc"))
+    a_training({3}, log=run.logger("bc"))
     assert "bc: update 3 is left out" in "".join(capsys.readouterr())
 
 
@@ -518,7 +654,8 @@ def test_saving_keeps_below_its_share_of_the_time(tmp_path, monkeypatch):
     clock, checkpoint = [1000.0], Checkpoint(tmp_path / "c.pt")
     monkeypatch.setattr(storage.time, "monotonic", lambda: clock[0])
     checkpoint.saved = clock[0]
-    checkpoint.note = lambda number: clock.__setitem__(0, clock[0] + 3)  # a save of three seconds
+    # a save of three seconds
+    checkpoint.note = lambda: lambda number: clock.__setitem__(0, clock[0] + 3)
     checkpoint.save("a", {})
     for later, due in ((61, False), (149, False), (151, True)):
         monkeypatch.setattr(storage.time, "monotonic", lambda: clock[0] + later)
@@ -538,7 +675,8 @@ def test_the_log_is_cut_back_to_the_last_checkpoint_that_was_made(tmp_path, monk
 
     with pytest.raises(KeyboardInterrupt):
         run = Run(RunSettings(out=str(tmp_path / "run")), "x")
-        run.step("a", lambda: work(run))
+        assert run.begin("a") is None
+        work(run)
     monkeypatch.undo()
     assert "train checkpoint train checkpoint".split() == [e["event"] for e in lines(tmp_path)]
     again = Run(RunSettings(out=str(tmp_path / "run"), resume=True), "x")
