@@ -28,12 +28,13 @@ import numpy as np
 import torch
 
 from infra import checks
-from infra.batches import collate, seed_of
+from infra.batches import collate
 from infra.measures import OnlineState, Tally, evaluate, mean_reward
 from infra.pairs import PART, Pairs, first_of_equal, score
 from infra.relatives import Switches
 from infra.run import InMemory
 from infra.sampling import sample_outputs
+from infra.seeds import seed_of, stream
 from infra.settings import Machine, check_settings, setting
 from infra.storage import load_weights
 from infra.trainer import Trainer, Training, adamw, compiled
@@ -77,21 +78,12 @@ class Settings(Switches, PPOSettings, LossSettings, Machine):
         check_settings(self)
         if self.filter == "auto":  # a preference model's scores have a free offset per source
             self.filter = "percentile" if self.preferences else "quantile"
-        checks.check_registered("filter", self.filter, FILTERS, checks.try_filter)
-        checks.check_registered("loss", self.loss, LOSSES, lambda loss: checks.try_loss(
-            loss, self, ReferenceModels))
-        self.thresholds = self.thresholds or FILTERS[self.filter].thresholds
-        checks.check_thresholds(self.thresholds, self.filter, FILTERS[self.filter])
-        checks.check_steps(self)
+        checks.check_algorithm(self, FILTERS, LOSSES, ReferenceModels)
 
     def improves(self, g):
         """The Improves of Grow g, by number; 0 is the one that keeps all of D_g."""
         last = self.improve[min(g, len(self.improve)) - 1]
         return range(0 if g == 1 and self.unfiltered else 1, last + 1)
-
-    def may_change(self, saved):
-        """Names of settings that may differ from `saved` ones, those of a run to go on with."""
-        return checks.may_change(self, saved)
 
     @property
     def one_line(self):
@@ -123,10 +115,6 @@ class Task:
     def __post_init__(self):
         checks.check_task(self)
 
-
-# Whatever is drawn below has a generator of its own, seeded by settings.seed and one of these, or
-# by g and i for Grow and Improve: so nothing that is added shifts what others draw.
-SOURCES, PPO_ROUNDS, VALUE, BEST_OF = 55, 77, 99, 103
 
 # -------------------------------------------------------------------------------------- filters
 #
@@ -236,7 +224,7 @@ def grow(policy, task, settings, g, run, earlier=()):
     for k, temperature in enumerate(settings.temperature[: settings.samples]):
         n = len(range(k, settings.samples, len(settings.temperature)))  # its share of the samples
         size = max(1, PART // n)
-        parts += [(chosen[at : at + size], n, temperature, (settings.seed, g, k, at))
+        parts += [(chosen[at : at + size], n, temperature, ("grow", settings.seed, g, k, at))
                   for at in range(0, len(chosen), size)]
     for index, n, temperature, seed in run.parts(f"grow-{g}", parts):
         drawn = sample_outputs(policy, [task.sources[i] for i in index], n, seed, task.max_len,
@@ -263,8 +251,8 @@ def choose_sources(task, settings, g):
     n = len(task.sources)
     if settings.grow_sources == 0 or settings.grow_sources >= n:
         return np.arange(n, dtype=np.int32)
-    rng = np.random.default_rng((settings.seed, g, SOURCES))
-    return np.sort(rng.choice(n, settings.grow_sources, replace=False)).astype(np.int32)
+    chosen = stream("sources", settings.seed, g).choice(n, settings.grow_sources, replace=False)
+    return np.sort(chosen).astype(np.int32)
 
 
 # -------------------------------------------------------------------------------------- Improve
@@ -310,8 +298,8 @@ def behaviour_cloning(policy, task, settings, hp=None, run=None, evaluate=None, 
     task.base, policy = (policy, hp), copy.deepcopy(policy)
     saved = run.begin("bc")
     if saved is None:
-        done = improve(policy, task.data, task.sources, settings, hp, settings.seed,
-                       evaluate=evaluate, checkpoint=run.checkpoint,
+        done = improve(policy, task.data, task.sources, settings, hp,
+                       seed_of("bc", settings.seed), evaluate=evaluate, checkpoint=run.checkpoint,
                        **{"log": run.logger("bc"), "title": "BC", **trainer_args})
         checks.check_bc(done, run)
         saved = run.end({"policy": policy.state_dict(), **done})
@@ -367,10 +355,10 @@ def improve_step(policy, D_g, kept, task, settings, reference, run, row):
         done = {"updates": 0, "tokens": 0, "seconds": 0.0}
         if kept.any():
             loss = LOSSES[row["loss"]](settings, new, reference)
-            done = improve(new, D_g, task.sources, settings, hp, seed_of(settings.seed, g, i), loss,
-                           kept, evaluations[settings.checkpoint],
-                           log=run.logger(f"improve-{g}-{i}"), checkpoint=run.checkpoint,
-                           title=f"Improve {g},{i}")
+            done = improve(new, D_g, task.sources, settings, hp,
+                           seed_of("improve", settings.seed, g, i), loss, kept,
+                           evaluations[settings.checkpoint], log=run.logger(f"improve-{g}-{i}"),
+                           checkpoint=run.checkpoint, title=f"Improve {g},{i}")
         row = row | {"updates": done["updates"], "tokens_trained": done["tokens"],
                      "train_seconds": done["seconds"]}
         row |= evaluate(new, reference.bc, task, settings)
@@ -389,7 +377,7 @@ def fit_behaviour_value(policy, D_g, task, settings, run, g):
     saved = run.begin(f"value-{g}")
     if saved is None:
         train_value(value, task.sources, D_g, settings.training(updates=settings.value_updates),
-                    seed_of(settings.seed, g, VALUE), log=run.logger(f"value-{g}"),
+                    seed_of("value", settings.seed, g), log=run.logger(f"value-{g}"),
                     checkpoint=run.checkpoint, title="value model")
         saved = run.end({"value": value.state_dict()})
     load_weights(value, saved["value"])
@@ -408,7 +396,8 @@ def online(bc, task, settings, run=None):
     """
     run, chosen = run or InMemory(), sources_of_rounds(task, settings)
     hp = settings.training(updates=settings.ppo_updates, lr=settings.ppo_lr, warmup=0,
-                           final_lr=1.0, dropout=False)
+                           final_lr=1.0, dropout=False,
+                           parts=settings.ppo_updates * settings.accumulate)
     policy = copy.deepcopy(bc)
     state = OnlineState(policy, adamw(policy.parameters(), hp))
     parts = np.array_split(range(len(chosen)), min(settings.ppo_rows, len(chosen)))
@@ -438,7 +427,7 @@ def sources_of_rounds(task, settings):
     per_round = max(1, min(settings.ppo_batch, budget) // settings.ppo_group)
     per_round = min(per_round, len(task.sources))
     rounds = max(1, budget // (per_round * settings.ppo_group))
-    rng = np.random.default_rng((settings.seed, PPO_ROUNDS))
+    rng = stream("PPO sources", settings.seed)
     return [rng.choice(len(task.sources), per_round, replace=False) for _ in range(rounds)]
 
 
@@ -450,7 +439,7 @@ def ppo_round(policy, bc, chosen, task, settings, hp, optimizer, k):
     advantages are divided by the standard deviation of the round's rewards.
     """
     start, sources = time.monotonic(), [task.sources[i] for i in chosen]
-    seed = (settings.seed, PPO_ROUNDS, k)
+    seed = ("PPO", settings.seed, k)
     samples = sample_outputs(policy, sources, settings.ppo_group, seed, task.max_len,
                              **settings.decoding())
     samples = score(samples, sources, task.reward)
@@ -458,8 +447,6 @@ def ppo_round(policy, bc, chosen, task, settings, hp, optimizer, k):
     groups = samples.reward.reshape(len(sources), -1)
     advantages = (groups - groups.mean(1, keepdims=True)) / (groups.std() + 1e-6)
     pairs = replace(samples, reward=advantages.ravel().astype(np.float32))
-    longest = max(int(pairs.lengths.max()), *map(len, sources))
-    hp = replace(hp, batch_tokens=-(-len(pairs) // hp.updates) * longest)
     done = improve(policy, pairs, sources, settings, hp, seed_of(*seed),
                    PPO(settings, policy, ReferenceModels(bc)), optimizer=optimizer)
     return replace(samples, source=chosen[samples.source].astype(np.int32)), seconds, done
@@ -470,7 +457,7 @@ def ppo_round(policy, bc, chosen, task, settings, hp, optimizer, k):
 
 def best_of_n(policy, task, settings, counts=(1, 2, 4, 8, 16, 32, 64)):
     """Yields (N, Pairs): for each test source the best by reward of its first N samples."""
-    drawn = sample_outputs(policy, task.test_sources, max(counts), (settings.seed, BEST_OF),
+    drawn = sample_outputs(policy, task.test_sources, max(counts), ("best of N", settings.seed),
                            task.max_len, **settings.decoding())
     drawn = score(drawn, task.test_sources, task.reward)
     reward = drawn.reward.reshape(len(task.test_sources), max(counts))

@@ -25,6 +25,7 @@ from infra.batches import bucket_by_length, pad
 from infra.errors import UserError
 from infra.pairs import check_rewards
 from infra.processes import all_reduce, shard
+from infra.seeds import stream
 from infra.trainer import Trainer
 from model import PAD, Transformer, eval_mode, shift_right
 
@@ -133,7 +134,7 @@ def train_reward(model, sources, rated, hp, seed, preferences=False, **trainer_a
 
 def preference_pairs(rated, seed):
     """Indices (winners, losers): the outputs of each source, in random pairs, ties left out."""
-    order = np.random.default_rng(seed).permutation(len(rated))
+    order = stream("preferences", seed).permutation(len(rated))
     order = order[np.argsort(rated.source[order], kind="stable")]
     left, right = order[:-1], order[1:]
     same = rated.source[left] == rated.source[right]

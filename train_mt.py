@@ -27,7 +27,7 @@ import reward as rm
 from infra.cli import choose_device, run_cli
 from infra.corpus import Texts, beam_lines, bleu_chrf, bleu_of, sacrebleu
 from infra.errors import UserError, as_user_error
-from infra.measures import EXAMPLES, bc_row, mean_reward
+from infra.measures import bc_row, best_of_n_step, mean_reward
 from infra.own_reward import own_reward
 from infra.pairs import Pairs, score
 from infra.relatives import METHODS
@@ -35,6 +35,7 @@ from infra.report import Report, finish, label, look, verdict
 from infra.reward_metrics import evaluate_reward_model, reference_above, table, unit_tests
 from infra.run import Run, hash_of
 from infra.sampling import sample_outputs
+from infra.seeds import seed_of, stream
 from infra.settings import RunSettings, parse, setting
 from infra.storage import load_weights
 from infra.text import read_ratings
@@ -46,8 +47,10 @@ from model import EOS, Config, Transformer
 class Settings(rest.Settings, RunSettings):
     """Translation: data, sizes, BC, ratings, reward model"""
 
-    data: str = setting("", "folder with train.*, val.*, test.* (default: download Multi30k)")
-    cache: str = setting("data", "where downloads are kept")
+    # What files hold is compared when a run is gone on with, not their names.
+    data: str = setting("", "folder with train.*, val.*, test.* (default: download Multi30k)",
+                        free=True)
+    cache: str = setting("data", "where downloads are kept", free=True)
     src: str = setting("de", "ending of the source files")
     tgt: str = setting("en", "ending of the target files")
     vocab_size: int = setting(4000, "BPE vocabulary, shared by both languages", low=259)
@@ -63,7 +66,7 @@ class Settings(rest.Settings, RunSettings):
     bc_lr: float = setting(2e-3, "peak learning rate of BC", low=0)
     bc_evaluate_every: int = setting(500, "updates of BC between two evaluations of the "
                                      "validation BLEU", low=1)
-    ratings: str = setting("", "tab-separated human ratings: source, target, score")
+    ratings: str = setting("", "tab-separated human ratings: source, target, score", free=True)
     lower_is_better: bool = setting(False, "in --ratings, a lower score is a better translation")
     reward: str = setting("", "your own reward, FILE.py:function or module:function, which maps "
                           "(sources, outputs), lists of strings, to n numbers in [0, 1]")
@@ -83,14 +86,10 @@ class Settings(rest.Settings, RunSettings):
     sample_batch_size: int = setting(512, "outputs sampled at once", low=1)
     bleu_tokenize: str = setting("", "sacrebleu's tokenizer for BLEU (default: the target "
                                  "language's, zh and ja-mecab among them, else 13a)")
-    beam: int = setting(5, "beam of the BLEU that is reported beside greedy", low=1)
+    beam: int = setting(5, "beam of the BLEU that is reported beside greedy", low=1, free=True)
     ppo: bool = setting(True, "run the PPO baseline")
-    best_of: int = setting(32, "largest N of best-of-N", low=1)
+    best_of: int = setting(32, "largest N of best-of-N", low=1, free=True)
     limit: int = setting(0, "use only so many training, validation and test pairs; 0 is all", low=0)
-
-    def may_change(self, saved):
-        """What may differ on resume: files are known by what they hold, not by their names."""
-        return super().may_change(saved) | {"data", "cache", "ratings", "beam"}
 
 
 PRESETS = {
@@ -120,15 +119,15 @@ def made_ratings(bc, texts, split, n, settings):
     Against itself the reference would get 1, which no other person's translation gets: it is rated
     like the best of its source's samples.
     """
-    rng = np.random.default_rng((settings.seed, 3))
+    rng = stream("ratings", settings.seed)
     corpus = texts[split]
     chosen = rng.permutation(len(corpus.sources))[:n]
     sources = texts.ids([corpus.sources[i] for i in chosen])
     references = [corpus.targets[i] for i in chosen]
     outputs = []  # one list of n lines after the other
     for k, temperature in enumerate(settings.rated_temperatures):
-        drawn = sample_outputs(bc, sources, 1, (settings.seed, 4, k), texts.max_len, temperature,
-                               **settings.decoding())
+        drawn = sample_outputs(bc, sources, 1, ("ratings", settings.seed, k), texts.max_len,
+                               temperature, **settings.decoding())
         outputs.append(texts.lines(drawn.targets()))
     good = outputs[len(outputs) // 2]
     outputs.append([corrupt(y, good[rng.integers(len(good))], rng) for y in good])
@@ -184,7 +183,7 @@ def human_ratings(texts, settings, run):
 def split_ratings(sources, rated, seed):
     """Rated pairs to train on, and those of a tenth of the sources (300 at most) to judge by."""
     n = len(sources)
-    held_out = np.random.default_rng(seed).permutation(n) < min(max(1, n // 10), 300)
+    held_out = stream("held-out ratings", seed).permutation(n) < min(max(1, n // 10), 300)
     return rated.select(~held_out[rated.source]), rated.select(held_out[rated.source])
 
 
@@ -193,7 +192,7 @@ def split_ratings(sources, rated, seed):
 
 def behaviour_cloning(task, texts, settings, run, device):
     """The policy trained on D alone; the checkpoint with the best greedy BLEU on validation."""
-    torch.manual_seed(settings.seed)
+    torch.manual_seed(seed_of("weights", settings.seed))
     policy = Transformer(as_user_error(
         Config, texts.tokenizer.vocab_size, settings.d_model, settings.heads,
         settings.encoder_layers, settings.decoder_layers, settings.d_ff, settings.dropout,
@@ -234,11 +233,12 @@ def train_reward_model(bc, texts, ratings, settings, run):
         hp = settings.training(updates=settings.reward_updates, lr=settings.reward_lr, warmup=200,
                                dropout=settings.reward_body)
         model.body.requires_grad_(settings.reward_body)
-        rm.train_reward(model, sources, rated, hp, settings.seed, settings.preferences,
-                        log=run.logger("reward"), checkpoint=run.checkpoint, title="reward model")
+        rm.train_reward(model, sources, rated, hp, seed_of("reward", settings.seed),
+                        settings.preferences, log=run.logger("reward"), checkpoint=run.checkpoint,
+                        title="reward model")
         val, references = (texts.ids(x[:300]) for x in (texts["val"].sources,
                                                         texts["val"].targets))
-        samples = sample_outputs(bc, val, 1, (settings.seed, 5), texts.max_len,
+        samples = sample_outputs(bc, val, 1, ("reward test", settings.seed), texts.max_len,
                                  **settings.decoding())
         measures = evaluate_reward_model(model.score, test_sources, test)
         measures["reference above a sample"] = reference_above(model.score, val, references,
@@ -277,23 +277,13 @@ def metrics(texts, task, settings):
     return measure
 
 
-def best_of_n(policies, task, texts, settings, run):
-    """Reward, BLEU and chrF of the best of N samples by reward, N = 1, 2, 4, ... -> entries."""
-    of = {"best_of": settings.best_of, "grow": settings.grow, "improve": list(settings.improve)}
-    saved = run.begin("best-of-n")
-    if saved is not None and saved["of"] != of:
-        run.forget("best-of-n")
-        saved = run.begin("best-of-n")
-    if saved is None:
-        entries, counts = [], [2**k for k in range(settings.best_of.bit_length())]
-        for name, policy in policies.items():
-            for n, best in rest.best_of_n(policy, task, settings, counts):
-                bleu, chrf, _ = bleu_chrf(texts.lines(best.targets()), texts["test"].targets,
-                                          bleu_of(settings))
-                entries.append({"policy": name, "n": n, "reward": float(best.reward.mean()),
-                                "bleu": bleu, "chrf": chrf})
-        saved = run.end({"rows": entries, "of": of})
-    return saved["rows"]
+def best_of_n(name, policy, task, texts, settings, counts):
+    """Reward, BLEU and chrF of the best of N samples by reward, N in counts -> entries."""
+    bleu = bleu_of(settings)
+    for n, best in rest.best_of_n(policy, task, settings, counts):
+        of_best = bleu_chrf(texts.lines(best.targets()), texts["test"].targets, bleu)
+        yield {"policy": name, "n": n, "reward": float(best.reward.mean()), "bleu": of_best[0],
+               "chrf": of_best[1]}
 
 
 # --------------------------------------------------------------------------------------- program
@@ -358,7 +348,9 @@ def train(texts, settings, run, device):
             report.add(ppo_row, ppo_policy)
         if settings.grow == 0:
             name, last, policy = "PPO", "PPO", ppo_policy
-    best = best_of_n({"BC": bc, name: policy}, task, texts, settings, run)
+    best = best_of_n_step(run, settings, lambda counts: [
+        entry for name, policy in {"BC": bc, name: policy}.items()
+        for entry in best_of_n(name, policy, task, texts, settings, counts)])
     finish(run, "mt", report, best, policy, model, "\n".join([
         "", row["signature"], *before_and_after({"BC": bc, last: policy}, task, texts)]))
 
@@ -369,7 +361,7 @@ def examples(policy, row, task, texts, settings, count=5):
     Behind a reward stands whether this Improve's τ would keep the output.
     """
     sources, lines = task.test_sources[:count], []
-    seed = (settings.seed, EXAMPLES)
+    seed = ("examples", settings.seed)
     outputs = [score(sample_outputs(policy, sources, 1, seed, task.max_len, temperature=t),
                           sources, task.reward) for t in (0, 1)]
     for i in range(len(sources)):

@@ -22,13 +22,14 @@ import rest
 import reward as rm
 from infra.cli import choose_device, run_cli
 from infra.errors import UserError, as_user_error
-from infra.measures import bc_row
+from infra.measures import bc_row, best_of_n_step
 from infra.pairs import Pairs, score
 from infra.relatives import METHODS
 from infra.report import Report, finish, label, look, verdict
 from infra.reward_metrics import evaluate_reward_model, reference_above, table, unit_tests
 from infra.run import Run
 from infra.sampling import sample_outputs
+from infra.seeds import seed_of, stream
 from infra.settings import RunSettings, parse, setting
 from infra.storage import load_weights
 from model import EOS, Config, Transformer
@@ -37,7 +38,6 @@ WORDS, HABITS, ADJECTIVES = 32, 10, 8  # of the language
 HABIT_RATE, NOISE_RATE = 0.55, 0.07  # how often a habit, a random word, spoils a demonstration
 MAX_LEN = 16  # tokens of an output
 LONGEST = 24  # that a network can read: the longest translation, said twice
-DATA, DEMONSTRATORS, RATERS, JUDGED = 2, 3, 4, 5  # purposes of random numbers
 
 
 @dataclass
@@ -71,7 +71,7 @@ class Settings(rest.Settings, RunSettings):
     ppo: bool = setting(True, "run the PPO baseline")
     ppo_lr: float = setting(4e-4, "learning rate of PPO", low=0)
     ppo_kl: float = setting(0.03, "weight of PPO's KL to the BC policy", low=0)
-    best_of: int = setting(64, "largest N of best-of-N", low=1)
+    best_of: int = setting(64, "largest N of best-of-N", low=1, free=True)
 
     def __post_init__(self):
         super().__post_init__()
@@ -87,7 +87,7 @@ class Language:
     """An invented pair of languages. Ids: 0-2 special, then the source words, then the target's."""
 
     def __init__(self, seed):
-        rng = np.random.default_rng((seed, 1))
+        rng = stream("language", seed)
         self.first_source, self.first_target = 3, 3 + WORDS
         self.vocab_size = 3 + 2 * WORDS
         self.lexicon = self.first_target + rng.permutation(WORDS)  # source word -> target id
@@ -172,19 +172,14 @@ class Toy:
     reward_model: rm.RewardModel  # the newest
 
 
-def stream(settings, *purpose):
-    """The random numbers of one purpose: more of one of the data shifts nothing in the others."""
-    return np.random.default_rng((settings.seed, *purpose))
-
-
 def prepare(settings, run, device):
     """The language, D, the BC policy and the reward model -> Toy."""
     language = TASKS[settings.task](settings.seed)
     sizes = (settings.demonstrations, settings.rated_sources, settings.eval_sources,
              settings.test_sources)
     sources, rated_sources, held_out, test_sources = (
-        language.sources(n, stream(settings, DATA, k)) for k, n in enumerate(sizes))
-    rng = stream(settings, DEMONSTRATORS)
+        language.sources(n, stream("toy sources", settings.seed, k)) for k, n in enumerate(sizes))
+    rng = stream("demonstrators", settings.seed)
     demonstrations = [language.demonstrate(x, rng) for x in sources]
     task = rest.Task(sources, Pairs.of(range(len(sources)), demonstrations, human=True), held_out,
                      test_sources, MAX_LEN)
@@ -231,7 +226,8 @@ def main(argv=None):
     with Run(settings, "toy") as run:
         if settings.show:
             language = TASKS[settings.task](settings.seed)
-            sources = language.sources(settings.demonstrations, stream(settings, DATA, 0))
+            sources = language.sources(settings.demonstrations,
+                                       stream("toy sources", settings.seed, 0))
             look(run, settings, rest.select, lambda i: language.text(sources[i]), language.text)
         else:
             train(settings, run, device)
@@ -255,7 +251,9 @@ def train(settings, run, device):
             report.add(row, ppo_policy)
         if settings.grow == 0:
             name, policy = "PPO", ppo_policy
-    best = best_of_n({"BC": bc, name: policy}, task, language, settings, run)
+    best = best_of_n_step(run, settings, lambda counts: [
+        entry for name, policy in {"BC": bc, name: policy}.items()
+        for entry in best_of_n(name, policy, task, language, settings, counts)])
     finish(run, "toy", report, best, policy, toy.reward_model)
 
 
@@ -278,28 +276,17 @@ def examples(policy, row, task, language, settings, count=3):
     return lines
 
 
-def best_of_n(policies, task, language, settings, run):
-    """Reward and oracle of the best of N samples by reward, for N = 1, 2, 4, ... -> entries."""
-    of = {"best_of": settings.best_of, "grow": settings.grow, "improve": list(settings.improve)}
-    saved = run.begin("best-of-n")
-    if saved is not None and saved["of"] != of:
-        run.forget("best-of-n")
-        saved = run.begin("best-of-n")
-    if saved is None:
-        entries, counts = [], [2**k for k in range(settings.best_of.bit_length())]
-        for name, policy in policies.items():
-            for n, best in rest.best_of_n(policy, task, settings, counts):
-                oracle = language.oracle([task.test_sources[i] for i in best.source],
-                                         best.targets())
-                entries.append({"policy": name, "n": n, "reward": float(best.reward.mean()),
-                                "oracle": float(oracle.mean())})
-        saved = run.end({"rows": entries, "of": of})
-    return saved["rows"]
+def best_of_n(name, policy, task, language, settings, counts):
+    """Reward and oracle of the best of N samples by reward, N in counts -> entries."""
+    for n, best in rest.best_of_n(policy, task, settings, counts):
+        oracle = language.oracle([task.test_sources[i] for i in best.source], best.targets())
+        yield {"policy": name, "n": n, "reward": float(best.reward.mean()),
+               "oracle": float(oracle.mean())}
 
 
 def behaviour_cloning(task, language, settings, run, device):
     """The policy trained on D alone."""
-    torch.manual_seed(settings.seed)
+    torch.manual_seed(seed_of("weights", settings.seed))
     policy = Transformer(as_user_error(
         Config, language.vocab_size, settings.d_model, 4, settings.layers, settings.layers,
         4 * settings.d_model, settings.dropout, LONGEST)).to(device)
@@ -316,20 +303,19 @@ def rate_samples(policy, sources, index, language, settings, g):
 
     -> Pairs whose reward is the rating.
     """
-    rng = stream(settings, RATERS, g)
-    drawn = samples_at(policy, [sources[i] for i in index], settings, rng,
-                       settings.rated_temperatures)
+    rng = stream("raters", settings.seed, g)
+    drawn = samples_at(policy, [sources[i] for i in index], rng, settings.rated_temperatures)
     drawn = replace(drawn, source=index[drawn.source].astype(np.int32))
     drawn.reward[:] = rate(language, [sources[i] for i in drawn.source], drawn.targets(),
                            settings.rating_noise, rng)
     return drawn
 
 
-def samples_at(policy, sources, settings, rng, temperatures):
+def samples_at(policy, sources, rng, temperatures):
     """One sample of each source at each temperature."""
     return Pairs.join([
-        sample_outputs(policy, sources, 1, (settings.seed, int(rng.integers(2**31))), MAX_LEN,
-                       temperature=t) for t in temperatures])
+        sample_outputs(policy, sources, 1, int(rng.integers(2**31)), MAX_LEN, temperature=t)
+        for t in temperatures])
 
 
 def reward_model(bc, rated_sources, rated, held_out, language, settings, run, g):
@@ -339,10 +325,10 @@ def reward_model(bc, rated_sources, rated, held_out, language, settings, run, g)
     saved = run.begin(name)
     if saved is None:
         hp = settings.training(updates=settings.reward_updates, lr=settings.reward_lr, warmup=50)
-        rm.train_reward(model, rated_sources, rated, hp, settings.seed,
+        rm.train_reward(model, rated_sources, rated, hp, seed_of(name, settings.seed),
                         preferences=settings.preferences, log=run.logger(name),
                         checkpoint=run.checkpoint, title="reward model")
-        test = samples_at(bc, held_out, settings, stream(settings, JUDGED), 4 * [1.0])
+        test = samples_at(bc, held_out, stream("reward test", settings.seed), 4 * [1.0])
         exact = language.oracle([held_out[i] for i in test.source], test.targets())
         test.reward[:] = exact  # measured by the truth, trained on noisy ratings
         references = [language.translate(x) for x in held_out]

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from infra.seeds import stream
 from model import PAD
 
 
@@ -44,19 +45,22 @@ def to_device(x, device):
     return x.to(device, non_blocking=True)
 
 
-def batches(lengths, batch_tokens, seed):
+def batches(lengths, batch_tokens, seed, parts=0):
     """Index arrays without end, epoch after epoch, each of at most `batch_tokens` padded tokens.
 
     lengths: (n,). Items are shuffled and taken in pools of about 50 batches; a pool is ordered by
     length, cut, and its batches shuffled: little padding, and still a new mixture in every epoch.
+    parts: instead, each epoch is cut into so many equal parts at random, whatever their lengths.
     Batch k is the same for the same seed, whatever else the program draws.
     """
     pool = max(1, 50 * batch_tokens // max(1, int(lengths.mean())))
     epoch = 0
     while True:
-        rng = np.random.default_rng((seed, epoch))
+        rng = stream("epoch", seed, epoch)
         order = rng.permutation(len(lengths))
-        for at in range(0, len(order), pool):
+        if parts:
+            yield from np.array_split(order, min(parts, len(order)))
+        for at in range(0, 0 if parts else len(order), pool):
             cut = bucket_by_length(lengths, batch_tokens, order[at : at + pool])
             for k in rng.permutation(len(cut)):
                 yield cut[k]
@@ -74,9 +78,3 @@ def bucket_by_length(lengths, batch_tokens, index=None):
             cut.append(index[start:end])
             start = end
     return cut
-
-
-def seed_of(*numbers):
-    """One 63-bit seed from several numbers, all of which matter."""
-    sequence = np.random.SeedSequence((len(numbers), *numbers))
-    return int(sequence.generate_state(1, np.uint64)[0] >> 1)

@@ -4,8 +4,6 @@ Each warning is printed once in a run. The limits are rough on purpose: a health
 all of them.
 """
 
-from dataclasses import replace
-
 import numpy as np
 import torch
 
@@ -19,6 +17,17 @@ from reward import ValueModel
 # --------------------------------------------------------------------------------- the settings
 
 TRIED = {}  # filters and losses that work, by id; kept here, so that no other gets that id
+
+
+def check_algorithm(settings, filters, losses, references):
+    """Filter, loss, thresholds and steps make sense; the filter's own thresholds are filled in."""
+    check_registered("filter", settings.filter, filters, try_filter)
+    check_registered("loss", settings.loss, losses,
+                     lambda loss: try_loss(loss, settings, references))
+    rule = filters[settings.filter]
+    settings.thresholds = settings.thresholds or rule.thresholds
+    check_thresholds(settings.thresholds, settings.filter, rule)
+    check_steps(settings)
 
 
 def check_registered(kind, name, table, try_it):
@@ -81,27 +90,6 @@ def check_steps(settings):
     if wanted and wanted not in (names := step_names(settings)):
         raise UserError(f"--stop-after {wanted}: no step is called so; there are "
                         + ", ".join(names))
-
-
-def may_change(settings, saved):
-    """What may differ from a run's saved settings when it is gone on with.
-
-    What only concerns its end; and the numbers of Grows and Improves, if there are only more.
-    """
-    try:
-        old = replace(settings, grow=saved["grow"], improve=tuple(saved["improve"]))
-    except (KeyError, TypeError, ValueError):  # a damaged config.json: compared as it is
-        return {"best_of"}
-    steps = improve_steps(settings)
-    more = not getattr(settings, "refresh", False) and all(
-        step == next(steps, None) for step in improve_steps(old))
-    return {"best_of", *(("grow", "improve") if more else ())}
-
-
-def improve_steps(settings):
-    """Yields (g, i) of each Improve."""
-    for g in range(1, settings.grow + 1):
-        yield from ((g, i) for i in settings.improves(g))
 
 
 def step_names(settings):

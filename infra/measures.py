@@ -11,12 +11,10 @@ from infra.run import InMemory
 from infra.sampling import logprobs_of, sample_outputs
 from infra.storage import load_weights
 
-EVAL, TEST, EXAMPLES = 101, 102, 104  # seeds beside settings.seed; rest.py has the others
-
 
 def mean_reward(policy, task, settings):
     """V(π) on D_eval: a sample of each source at temperature 1, always from the same seed."""
-    drawn = sample_outputs(policy, task.eval_sources, 1, (settings.seed, EVAL), task.max_len,
+    drawn = sample_outputs(policy, task.eval_sources, 1, ("D_eval", settings.seed), task.max_len,
                            **settings.decoding())
     return float(score(drawn, task.eval_sources, task.reward).reward.mean())
 
@@ -24,7 +22,7 @@ def mean_reward(policy, task, settings):
 def evaluate(policy, bc, task, settings):
     """The measures of a row, on test sources; rewards in [0, 1], entropy and KL in nats a token."""
     how = {"max_len": task.max_len, **settings.decoding()}
-    sampled = sample_outputs(policy, task.test_sources, 1, (settings.seed, TEST), **how)
+    sampled = sample_outputs(policy, task.test_sources, 1, ("test", settings.seed), **how)
     greedy = sample_outputs(policy, task.test_sources, 1, 0, temperature=0, **how)
     sampled, greedy = (score(x, task.test_sources, task.reward) for x in (sampled, greedy))
     under_bc = logprobs_of(bc, task.test_sources, sampled)
@@ -46,6 +44,21 @@ def bc_row(bc, task, settings, run=None):
         run.log("row", **row)
         saved = run.end({"row": row})
     return saved["row"]
+
+
+def best_of_n_step(run, settings, make):
+    """The step "best-of-n" -> what make(counts) made, for N = 1, 2, 4, ... up to --best-of.
+
+    Made again where an earlier process had another --best-of.
+    """
+    saved = run.begin("best-of-n")
+    if saved is not None and saved["best_of"] != settings.best_of:
+        run.forget("best-of-n")
+        saved = run.begin("best-of-n")
+    if saved is None:
+        counts = [2**k for k in range(settings.best_of.bit_length())]
+        saved = run.end({"rows": make(counts), "best_of": settings.best_of})
+    return saved["rows"]
 
 
 class Tally:

@@ -184,7 +184,7 @@ class Run:
         changed = []
         if on_main((self.folder / "config.json").exists):
             old = self.read_config(program)
-            free = settings.may_change(old["settings"]) if hasattr(settings, "may_change") else ()
+            free = may_change(settings, old["settings"])
             if settings.show:  # then the run's own settings need not be given again
                 restore(settings, old["settings"], free)
             compare(self.folder, *(without(s, free) for s in (old["settings"], plain(settings))))
@@ -435,6 +435,23 @@ def restore(settings, saved, free=()):
         if name not in RUN_ONLY and not (name in free and name in given):
             setattr(settings, name, tuple(value) if isinstance(value, list) else value)
     check_settings(settings)
+
+
+def may_change(settings, saved):
+    """The settings that may differ from the saved ones of a run that is gone on with.
+
+    The free ones; and the numbers of Grows and Improves, if there are only more.
+    """
+    free = {field.name for field in dataclasses.fields(settings) if field.metadata.get("free")}
+    if not hasattr(settings, "improves") or getattr(settings, "refresh", False):
+        return free
+    try:
+        old = dataclasses.replace(settings, grow=saved["grow"], improve=tuple(saved["improve"]))
+    except (KeyError, TypeError, ValueError):  # a damaged config.json: compared as it is
+        return free
+    now, before = ([(g, i) for g in range(1, s.grow + 1) for i in s.improves(g)]
+                   for s in (settings, old))
+    return free | ({"grow", "improve"} if now[: len(before)] == before else set())
 
 
 def without(settings, names):

@@ -3,9 +3,10 @@
 import numpy as np
 import torch
 
-from infra.batches import bucket_by_length, pad, seed_of
+from infra.batches import bucket_by_length, pad
 from infra.pairs import Pairs
 from infra.processes import all_gather, all_reduce, shard
+from infra.seeds import seed_of
 from infra.trainer import compiled
 from model import PAD, Transformer, sample, token_logprobs
 
@@ -15,9 +16,9 @@ def sample_outputs(policy, sources, n_samples, seed, max_len, temperature=1.0, t
     """Draw `n_samples` outputs for each source -> Pairs, in the order of the sources, unscored.
 
     Batches of about `batch_size` outputs hold sources of like length and are laid out by the
-    sources alone, and each draws from a generator of its own, seeded by (*seed, batch), seed being
-    an integer or several: any part can be drawn again, or elsewhere, and comes out the same.
-    temperature = 0 is greedy. compile: the decoding step, by torch.compile. progress: wraps the
+    sources alone, and each draws from a generator of its own, seeded by (*seed, batch): any part
+    can be drawn again, or elsewhere, and comes out the same. seed: a number, or a tuple of names
+    and numbers. temperature = 0 is greedy. compile: the decoding step, by torch.compile. progress: wraps the
     list of batches (tqdm).
     """
     seed = seed if isinstance(seed, (tuple, list)) else (seed,)
@@ -29,7 +30,7 @@ def sample_outputs(policy, sources, n_samples, seed, max_len, temperature=1.0, t
     step = compiled(Transformer.step, device) if compile else Transformer.step
     batches, parts = shard(list(enumerate(cut))), []
     for k, index in progress(batches) if progress else batches:
-        generator = torch.Generator().manual_seed(seed_of(*seed, k))
+        generator = torch.Generator().manual_seed(seed_of("batch", *seed, k))
         with torch.autocast(device.type, torch.bfloat16, precision == "bfloat16"):
             drawn = sample(policy, pad([sources[i] for i in index], device), n_samples, max_len,
                            temperature, top_k, top_p, generator, step)

@@ -24,10 +24,13 @@ from infra.errors import UserError
 LARGEST = 2**31 - 1  # of whole numbers without another bound: what they count is an int32
 
 
-def setting(default, text, choices=None, low=None, high=None):
-    """A dataclass field with its line of help and the values that are allowed."""
-    return dataclasses.field(default=default, metadata={"help": text, "choices": choices,
-                                                        "low": low, "high": high})
+def setting(default, text, choices=None, low=None, high=None, free=False):
+    """A dataclass field with its line of help and the values that are allowed.
+
+    choices: a set, or a function that returns one. free: a run may be gone on with another value.
+    """
+    return dataclasses.field(default=default, metadata={
+        "help": text, "choices": choices, "low": low, "high": high, "free": free})
 
 
 @dataclasses.dataclass

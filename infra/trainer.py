@@ -28,9 +28,10 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from infra.batches import batches, seed_of
+from infra.batches import batches
 from infra.errors import UserError
 from infra.processes import all_reduce, is_main, rank, shard
+from infra.seeds import seed_of
 from infra.storage import load_weights
 
 GRAPHS = 32  # of one function; decoding takes a dozen, one for each combination of sizes that are 1
@@ -72,6 +73,7 @@ class Training:
     patience: int = 3  # evaluations without a new best before it stops
     dropout: bool = True  # off for PPO, whose ratio compares with the policy without it
     precision: str = "float32"  # or "bfloat16": autocast of the forward pass
+    parts: int = 0  # cut an epoch into so many equal random micro-batches, and not by batch_tokens
 
     def lr_at(self, update):
         """Linear warm-up to `lr`, then linear decay to final_lr * lr at the last update."""
@@ -109,7 +111,7 @@ class Trainer:
         self.optimizer = optimizer or adamw(self.parameters, hp)
         if loss_parameters := [p for p in loss.parameters() if p.requires_grad] if loss else []:
             self.optimizer.add_param_group({"params": loss_parameters})
-        self.stream = batches(lengths, hp.batch_tokens, seed)
+        self.stream = batches(lengths, hp.batch_tokens, seed, hp.parts)
         self.state = {"update": 0, "since_best": 0, "score": -np.inf, "best": None,
                       "best_update": 0, "first_score": None, "loss": 0.0, "tokens": 0,
                       "trained": 0, "seconds": 0.0, "not_finite": 0}
@@ -175,12 +177,13 @@ class Trainer:
 
     def next_update(self):
         """Start an update -> its micro-batches, of which this process gets its shard."""
+        state = self.state
         self.micro_batches = [next(self.stream) for _ in range(self.hp.accumulate)]
         self.n_tokens = sum(self.token_counts[index].sum() for index in self.micro_batches)
         self.loss_sum = 0.0
         self.model.train(self.hp.dropout)
         # dropout's generator is seeded by the update's number, so that resuming needs no more
-        torch.manual_seed(seed_of(self.seed, self.state["update"], rank()))
+        torch.manual_seed(seed_of("dropout", self.seed, state["update"], rank()))
         for index in self.micro_batches:
             self.counts = int(rank() < len(index))  # or this process has none of these items
             yield shard(index) if self.counts else index[:1]
