@@ -703,7 +703,7 @@ def test_improve_accumulates_exactly(loss, bc, task, D_g):
 
 @pytest.mark.parametrize("loss", ALL_LOSSES)
 def test_improve_on_what_is_kept_is_improve_on_a_copy_of_it(loss, bc, task, D_g, tmp_path):
-    """To the last bit, in memory or mapped from disk."""
+    """To the last bit, in memory or mapped from disk; without `kept` it is on all."""
     kept = np.random.default_rng(0).random(len(D_g)) < 0.4
     D_g.append_to(tmp_path)
     before = copy.deepcopy(D_g)
@@ -717,9 +717,11 @@ def test_improve_on_what_is_kept_is_improve_on_a_copy_of_it(loss, bc, task, D_g,
     for pairs in (D_g, Pairs.load(tmp_path)):
         masked, same_tokens = improved(pairs, kept=kept)
         assert torch.equal(masked, copied) and same_tokens == tokens
-    everything, _ = improved(D_g)
-    assert torch.equal(improved(D_g, kept=np.ones(len(D_g), bool))[0], everything)
-    assert not torch.equal(everything, copied) and same(D_g, before)
+    if loss == "bc":
+        everything, _ = improved(D_g)
+        assert torch.equal(improved(D_g, kept=np.ones(len(D_g), bool))[0], everything)
+        assert not torch.equal(everything, copied)
+    assert same(D_g, before)
 
 
 def test_filtered_behaviour_cloning_raises_the_reward(bc, task, D_g):
@@ -742,7 +744,7 @@ def test_advantages_have_the_right_sign(bc, task):
         reference = reference_models(bc)
         with torch.no_grad():  # a value of about a half everywhere
             reference.value.head.weight.zero_()
-        hp = SETTINGS.training(updates=25, lr=2e-3, dropout=False)
+        hp = SETTINGS.training(updates=15, lr=4e-3, dropout=False)
         improve_by(loss, policy, reference, D_g, task, hp, 0, replace(SETTINGS, ppo_kl=0.0))
         return mean_reward(policy, task, SETTINGS)
 
@@ -816,7 +818,7 @@ def test_mean_reward_is_of_the_same_random_numbers_each_time(bc, task, monkeypat
 
 
 def test_the_settings_of_decoding_reach_every_draw(bc, task, monkeypatch):
-    settings = replace(SETTINGS, sample_batch_size=8, precision="bfloat16", compile=True)
+    settings = replace(SETTINGS, samples=2, sample_batch_size=8, precision="bfloat16", compile=True)
     fast = lambda *args: Transformer.step(*args)
     for module in (rest, sampling):
         monkeypatch.setattr(module, "compiled", lambda function, device: (
@@ -1065,7 +1067,7 @@ def test_rest_works_in_memory_and_leaves_what_it_was_given(bc, task):
     before, fields, data = weights(bc), dict(vars(mine)), copy.deepcopy(mine.data)
     first, again = (
         [(untimed(row), weights(policy), D_g) for row, policy, D_g in
-         rest.rest(bc, mine, replace(SMALL, grow=2, loss="oac"))] for _ in range(2))
+         rest.rest(bc, mine, replace(SMALL, grow=2))] for _ in range(2))
     for (row, policy, D_g), (row_too, policy_too, D_g_too) in zip(first, again, strict=True):
         assert row == row_too and torch.equal(policy, policy_too) and same(D_g, D_g_too)
         assert "reward" in row and "oracle" not in row
@@ -1332,21 +1334,18 @@ def test_a_first_threshold_below_the_mean_is_warned_of(bc, task):
         assert any("not above the mean" in event.get("text", "") for event in run.events) == warned
 
 
-def test_same_seed_same_run(bc, task):
+def test_same_seed_same_run(bc, task, monkeypatch):
     """Whatever else the program has drawn; and another seed is another run."""
-    for loss in ("bc", "oac"):
-        ends = []
-        for seed in (1, 2):
-            torch.manual_seed(seed)
-            with pytest.MonkeyPatch.context() as patch:
-                values = spy(patch, "fit_behaviour_value")
-                _, (_, policy, D_g) = small_rest(bc, task, loss=loss)
-            networks = [policy, *(v["result"] for v in values if v["result"] is not None)]
-            assert len(networks) == (2 if loss == "oac" else 1)
-            ends.append(torch.cat([weights(network) for network in networks]))
-        assert torch.equal(*ends), loss
+    ends = []
+    values = spy(monkeypatch, "fit_behaviour_value")
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        unfiltered, filtered = small_rest(bc, task, loss="oac")  # the first Improve is by BC
+        networks = [unfiltered[1], filtered[1], values[-1]["result"]]
+        ends.append(torch.cat([weights(network) for network in networks]))
+    assert torch.equal(*ends) and len(values) == 2
     other = small_rest(bc, task, seed=6)[-1]
-    assert not same(D_g, other[2])
+    assert not same(filtered[2], other[2])
 
 
 def test_the_other_losses_get_the_networks_they_need(bc, task, monkeypatch):
@@ -1566,12 +1565,12 @@ def test_an_improve_looks_at_the_new_reward(bc, task, monkeypatch):
 
 
 def test_equal_outputs_can_be_kept_only_once(bc, task):
-    _, (row, _, D_g) = small_rest(bc, task, samples=16, distinct=True)
+    _, (row, _, D_g) = small_rest(bc, task, samples=8, distinct=True)
     drawn = D_g.select(~D_g.human)
-    assert first_of_equal(drawn).all() and len(drawn) == row["distinct_samples"] < 960
-    plain = small_rest(bc, task, samples=16)[1][0]
+    assert first_of_equal(drawn).all() and len(drawn) == row["distinct_samples"] < 480
+    plain = small_rest(bc, task, samples=8)[1][0]
     assert plain["distinct_samples"] == row["distinct_samples"]
-    assert plain["samples"] == row["samples"] == 960  # what was drawn, and so what it cost
+    assert plain["samples"] == row["samples"] == 480  # what was drawn, and so what it cost
     assert plain["tokens_drawn"] == row["tokens_drawn"]
 
 
@@ -1758,8 +1757,8 @@ def test_what_the_baseline_drew_and_trained_on_is_counted(updates, bc, task, mon
     """With many updates the last of a round begin its samples again: trained on twice."""
     grows, improves = spy(monkeypatch, "sample_outputs"), spy(monkeypatch, "improve")
     begun = 0
-    for row, _ in rest.online(bc, task, replace(LONG_WAY, ppo_rows=3, ppo_updates=updates),
-                                FakeRun()):
+    settings = replace(LONG_WAY, ppo_samples=128, ppo_rows=2, ppo_updates=updates)
+    for row, _ in rest.online(bc, task, settings):
         drawn = [call["result"] for call in grows if call["args"][2] == LONG_WAY.ppo_group]
         assert row["tokens_drawn"] == sum(len(pairs.tokens) for pairs in drawn)
         assert row["samples"] == sum(map(len, drawn))
