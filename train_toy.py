@@ -204,7 +204,8 @@ def prepare(settings, run, device):
 
     def refresh(policy, g):
         toy.reward_model = train_on_ratings(policy, g)
-        return toy.reward_model.score
+        task.reward = toy.reward_model.score  # for what is measured outside of `rest` too
+        return task.reward
 
     def metrics(policy, sampled, greedy):
         oracle, greedy_oracle = (language.oracle(task.test_sources, x.targets())

@@ -146,9 +146,10 @@ def check_start(bc, task, settings, run):
 
 def check_bc(done, run):
     """done: what the training of BC came to."""
-    if done["first_score"] is not None and done["score"] <= done["first_score"]:
-        run.warn(f"BC is not better than before its training (held-out score {done['score']:.2f} "
-                 f"and {done['first_score']:.2f}): its last weights are taken, by no better rule")
+    first, best = done["first_score"], done["score"]
+    if first is not None and best <= first:
+        run.warn(f"BC is not better than before its training: its held-out score was {first:.2f} "
+                 f"then, and {best:.2f} at best later")
 
 
 def log_grow(D_g, samples, select, settings, g, run):

@@ -13,14 +13,14 @@ Rewards and the toy's oracle lie in [0, 1] on disk; all pictures have points of 
 
 import argparse
 import io
-import json
 from pathlib import Path
 
 import numpy as np
 
-from infra.pairs import Pairs
 from infra.cli import run_cli
 from infra.errors import UserError
+from infra.pairs import Pairs
+from infra.storage import read_json
 
 # Okabe and Ito's colours, for every kind of colour vision. ReST is always blue, PPO vermillion.
 GREY, BLUE, VERMILLION, GREEN = "#666666", "#0072B2", "#D55E00", "#009E73"
@@ -48,7 +48,7 @@ def draw(folder):
         import matplotlib
     except ImportError:
         return []
-    results, written = json.loads((folder / "results.json").read_text()), []
+    results, written = read_json(folder / "results.json", task=str, rows=list), []
     with matplotlib.rc_context(STYLE):
         for figure in (improve(results), best_of_n(results), rewards(folder), tradeoff(results)):
             if figure is not None:

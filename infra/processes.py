@@ -31,10 +31,9 @@ def start():
         return
     missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
     if missing or not os.environ["WORLD_SIZE"].isdecimal():
-        raise UserError(f"WORLD_SIZE={os.environ['WORLD_SIZE']} is set in the environment, but "
-                        f"{' and '.join(missing) or 'is no number'}"
-                        f"{' is not' if missing else ''}: start several processes by torchrun, "
-                        "or unset it")
+        wrong = f"without {', '.join(missing)}" if missing else "but is no number"
+        raise UserError(f"WORLD_SIZE={os.environ['WORLD_SIZE']} is set in the environment {wrong}: "
+                        "start several processes by torchrun, or unset it")
     dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
     atexit.register(leave)
     if not is_main():

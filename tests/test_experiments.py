@@ -314,6 +314,9 @@ def test_what_experiments_measure_themselves(tmp_path, monkeypatch):
 # -------------------------------------------------------------------------------------- a whole one
 
 
+measure = workers.measure  # in a worker, too, where nothing is replaced
+
+
 def measured_or_not(name, lab):
     """workers.measure of the committed points; one seed fails, and the process of one is killed."""
     def points(lab):
@@ -326,9 +329,6 @@ def measured_or_not(name, lab):
 
     with patch.object(module(name), "points", points):
         return measure(name, lab)
-
-
-measure = workers.measure
 
 
 def test_what_fails_fails_alone(tmp_path, monkeypatch, capsys):

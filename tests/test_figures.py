@@ -1,10 +1,9 @@
 """figures.py: made-up runs of both tasks; what is drawn is read back from the Figure objects."""
 
 import json
+import runpy
 import shutil
-import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -94,9 +93,15 @@ def test_improve_draws_the_rows(task, metric, scale):
     assert reward["greedy_reward"].get_linestyle() == "--"
 
 
+@pytest.fixture
+def no_pngs(monkeypatch):
+    """Figures are made, but not written, which takes most of the time."""
+    monkeypatch.setattr(figures, "save_png", lambda figure, path: None)
+
+
 @pytest.mark.parametrize("task, names", [("toy", ["improve", "best_of_n"]),
                                          ("mt", ["improve", "best_of_n", "tradeoff"])])
-def test_a_run_without_a_grow(tmp_path, task, names):
+def test_a_run_without_a_grow(tmp_path, no_pngs, task, names):
     results = made_up(task)
     results["rows"] = [results["rows"][0], results["rows"][-1]]
     drawn = figures.draw(write(tmp_path / "run", results, grows=0))
@@ -167,7 +172,7 @@ def test_tradeoff():
     assert figures.tradeoff(made_up("toy")) is None
 
 
-def test_what_is_missing_is_left_out(tmp_path):
+def test_what_is_missing_is_left_out(tmp_path, no_pngs):
     results = made_up("mt") | {"best_of_n": []}
     for row in results["rows"]:
         del row["val_bleu"], row["beam_bleu"]
@@ -190,19 +195,48 @@ def test_equal_ends_get_room():
     assert min(np.diff(places)) > 9.9 and np.mean(places[:3]) == pytest.approx(151 / 3)
 
 
-def test_command_line(tmp_path, capsys):
-    program = [sys.executable, str(Path(figures.__file__)), str(tmp_path)]
-    done = subprocess.run(program, capture_output=True, text=True)
-    assert done.returncode == 2 and "results.json" in done.stderr and "Trace" not in done.stderr
-    with pytest.raises(UserError):
-        figures.draw(tmp_path)
+def test_command_line(tmp_path, monkeypatch, capsys, no_pngs):
     folder = write(tmp_path / "run", made_up("toy"))
     figures.main([str(folder)])
     assert capsys.readouterr().out.split() == [str(folder / f"{name}.png") for name in
                                                ("improve", "best_of_n", "rewards")]
+    with pytest.raises(UserError):
+        figures.draw(tmp_path)
+    (folder / "results.json").write_text("{")
+    for path, said in ((tmp_path, "holds no results.json"), (folder, "results.json: damaged")):
+        monkeypatch.setattr(sys, "argv", ["figures", str(path)])
+        with pytest.raises(SystemExit) as stop, pytest.warns(RuntimeWarning):  # is imported already
+            runpy.run_module("infra.figures", run_name="__main__")
+        error = capsys.readouterr().err
+        assert stop.value.code == 2 and error.count("\n") == 1 and said in error
 
 
 def test_without_matplotlib(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)  # importing it now fails
     assert figures.draw(write(tmp_path / "run", made_up("toy"))) == []
     assert not list((tmp_path / "run").glob("*.png"))
+    assert figures.try_to_draw(tmp_path / "run") == "no figures: matplotlib is not installed"
+
+
+@pytest.mark.parametrize("module", ["matplotlib", "matplotlib.figure", "PIL"])
+def test_a_finished_run_does_not_fail_over_its_figures(tmp_path, monkeypatch, module):
+    """One of the packages is there, but raises something when it is imported."""
+    folder = write(tmp_path / "run", made_up("toy"))
+
+    class Broken:
+        def find_spec(self, name, path, target=None):
+            if name == module:
+                raise RuntimeError("built for\nanother numpy")
+
+    for name in [name for name in sys.modules if f"{name}.".startswith(f"{module}.")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(sys, "meta_path", [Broken(), *sys.meta_path])
+    assert figures.try_to_draw(folder) == "no figures: RuntimeError: built for another numpy"
+
+
+def test_a_run_that_cannot_be_drawn_says_why(tmp_path, no_pngs):
+    folder = write(tmp_path / "run", made_up("toy"))
+    assert figures.try_to_draw(folder) is None
+    assert "results.json" in figures.try_to_draw(tmp_path)
+    (folder / "results.json").write_text('{"task": "chess", "rows": [3]}')
+    assert figures.try_to_draw(folder).startswith("no figures: TypeError: ")

@@ -32,8 +32,8 @@ from infra.text import Tokenizer, read_lines, read_parallel, read_ratings
 from infra.translate import load_model
 from model import Config, Transformer
 from reward import RewardModel
-from test_train_mt import (copied, corpus, events, main, no_figures, no_modules_from_here,  # noqa: F401
-                           one_line, results, translated, write_corpus)
+from test_train_mt import (copied, corpus, events, main, no_figures, one_line,  # noqa: F401
+                           no_modules_from_here, results, translated, write_corpus)
 from test_trust import died, forked
 
 BRIEF = ["--bc-updates", "1", "--bc-evaluate-every", "1"]
@@ -253,7 +253,7 @@ def test_ratings_of_two_sources_are_enough(corpus, begun, capsys):
 
 @pytest.fixture(scope="module")
 def stopped(corpus, tmp_path_factory):
-    """A folder with a run that was stopped after BC, and the data and ratings that it is made of."""
+    """A run that was stopped after BC, in one folder with its data and its ratings."""
     place = tmp_path_factory.mktemp("stopped")
     copied(corpus, place / "data")
     (place / "ratings.tsv").write_text("\n".join([HEADER, *GOOD]))
@@ -504,7 +504,8 @@ def test_no_number_is_without_bounds(program):
     ("--seed " + "9" * 5000, "--seed"), ("--seed 18446744073709551616", "--seed"),
     ("--seed x", "--seed"), ("--seed -1", "--seed -1"), ("--lr nan", "--lr nan"),
     ("--lr 1e999", "--lr inf"), ("--lr=-inf", "--lr -inf"), ("--top-k 1e3", "--top-k"),
-    ("--sample-batch-size 999999999999", "--sample-batch-size 9"), ("--dropout 0.91", "--dropout 0.91"),
+    ("--sample-batch-size 999999999999", "--sample-batch-size 999999999999"),
+    ("--dropout 0.91", "--dropout 0.91"),
     ("--improve", "--improve"), ("--thresholds x", "--thresholds"),
     ("--device nonsense", "--device nonsense"), ("--device cuda:99", "--device cuda:99"),
     ("--device meta", "--device meta"), ("--device cuda:x", "--device cuda:x"),
@@ -640,6 +641,17 @@ def test_files_of_different_runs(finished, tokenizer, policy, capsys):
     assert "reward.pt" in error
     Tokenizer.train(["aaa"], 300).save(finished / "tokenizer.json")
     assert "tokenizer.json" in refused(capsys, finished, call)
+
+
+@pytest.mark.parametrize("content", [None, "", "[]", '{"settings": 1}'])
+def test_a_run_without_its_settings(finished, capsys, content):
+    """They say which reward chooses the best of N."""
+    (finished / "config.json").unlink()
+    if content is not None:
+        (finished / "config.json").write_text(content)
+    error = refused(capsys, finished, lambda: train_mt.main(
+        ["translate", "--run", str(finished), "--best-of", "2"]))
+    assert "config.json" in error
 
 
 @pytest.mark.parametrize("flags", ["--beam 0", "--beam -1", "--beam 9999", "--beam x",

@@ -94,8 +94,8 @@ def task(bc):
     return replace(some_task(), base=(base, BASE_HP))
 
 
-SIZES = Settings(samples=6, updates=4, evaluate_every=2, batch_tokens=256, lr=3e-3, seed=5, ppo_batch=32,
-                 ppo_group=4, ppo_samples=96)
+SIZES = Settings(samples=6, updates=4, evaluate_every=2, batch_tokens=256, lr=3e-3, seed=5,
+                 ppo_batch=32, ppo_group=4, ppo_samples=96)
 
 
 def went(name, bc, task):
@@ -108,7 +108,7 @@ def went(name, bc, task):
         improves = spy(patch, "improve", lambda args: weights(args[0]))
         grows = spy(patch, "sample_outputs", lambda args: weights(args[0]))
         yielded = [(row, weights(policy), D_g) for row, policy, D_g in
-                   rest.rest(bc, copy.copy(task), settings, FakeRun())]
+                   rest.rest(bc, task, settings, FakeRun())]
     grows = [call for call in grows if call["args"][2] == settings.samples]
     assert len(improves) == len(yielded)
     assert len(grows) == len({row["grow"] for row, *_ in yielded})
@@ -236,6 +236,13 @@ def begun(tmp_path_factory):
     return folder
 
 
+@pytest.fixture
+def rows_only(monkeypatch):
+    """No figures, and no examples beside the rows."""
+    monkeypatch.setattr(figures, "draw", lambda folder: [])
+    monkeypatch.setattr(train_toy, "examples", lambda *args: [])
+
+
 AT = TINIER.index("--grow")
 SHORT = TINIER[:AT] + TINIER[AT + 5 :]  # without --grow 2 --improve 2 1, which overrule a method
 
@@ -248,9 +255,8 @@ SHORT = TINIER[:AT] + TINIER[AT + 5 :]  # without --grow 2 --improve 2 1, which 
     ("rft", [(0, 0), (1, 1)], [1]),
     ("llama2", [(0, 0), (1, 1), (2, 1)], [1 / 4, 1 / 8]),
     ("policy-gradient", [(0, 0), (2, 1)], [1])])
-def test_every_method_runs_from_start_to_end(name, rows, kept, begun, tmp_path, monkeypatch):
+def test_every_method_runs_from_start_to_end(name, rows, kept, begun, tmp_path, rows_only):
     """With a threshold that all rewards are above, where the method has one for all sources."""
-    monkeypatch.setattr(figures, "draw", lambda folder: [])
     folder = tmp_path / "run"
     shutil.copytree(begun / "steps", folder / "steps")
     flags = ["--method", name, "--out", str(folder), "--samples", "4", "--best-of", "1"]
@@ -280,8 +286,7 @@ def test_every_method_runs_from_start_to_end(name, rows, kept, begun, tmp_path, 
         assert D_g.human.sum() == (40 if name in ("rest", "rft") else 0)
 
 
-def test_a_run_of_a_method_is_resumed_with_its_name(begun, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(figures, "draw", lambda folder: [])
+def test_a_run_of_a_method_is_resumed_with_its_name(begun, tmp_path, rows_only, capsys):
     folder = tmp_path / "run"
     shutil.copytree(begun / "steps", folder / "steps")
 

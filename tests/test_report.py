@@ -1,8 +1,10 @@
 """report.py: rows as lines, best-of-N as a table, and a look into made-up pairs."""
 
 import json
+import re
+import runpy
+import sys
 from dataclasses import dataclass, replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,7 +23,8 @@ ROW = {"name": "ReST", "loss": "bc", "grow": 1, "improve": 2, "reward": 0.7349, 
 
 @pytest.fixture
 def run(tmp_path):
-    return Run(RunSettings(out=str(tmp_path / "run")), "made-up")
+    with Run(RunSettings(out=str(tmp_path / "run")), "made-up") as run:
+        yield run
 
 
 @pytest.mark.parametrize("row, name", [
@@ -35,16 +38,16 @@ def test_labels_are_the_papers(row, name):
 
 
 def test_the_verdict_on_an_example():
-    row, settings = ROW | {"threshold": 0.5}, SimpleNamespace(filter="quantile", inclusive=False)
+    row, settings = ROW | {"threshold": 0.5}, rest.Settings(filter="quantile")
     assert verdict(0.6, row, settings) == "kept "
     assert verdict(0.5, row, settings) == verdict(0.4, row, settings) == "dropped "  # strictly >
     assert verdict(0.6, ROW | {"threshold": None}, settings) == ""  # BC, I = 0, PPO
     for name in ("percentile", "gamma", "top"):  # a line of its own for each source
-        assert verdict(0.6, row, SimpleNamespace(filter=name, inclusive=False)) == ""
+        assert verdict(0.6, row, rest.Settings(filter=name)) == ""
 
 
 def test_the_verdict_with_ties():
-    row, settings = ROW | {"threshold": 0.5}, SimpleNamespace(filter="quantile", inclusive=True)
+    row, settings = ROW | {"threshold": 0.5}, rest.Settings(filter="quantile", inclusive=True)
     assert verdict(0.6, row, settings) == verdict(0.5, row, settings) == "kept "
     assert verdict(0.4, row, settings) == "dropped "
 
@@ -161,7 +164,7 @@ def save_grow(run, g, reward):
 
 def test_look(run, capsys):
     save_grow(run, 1, REWARD)
-    look(run, SETTINGS, lambda i: f"source{i}", lambda ids: f"target{ids[0]}")
+    look(run, SETTINGS, rest.select, lambda i: f"source{i}", lambda ids: f"target{ids[0]}")
     assert capsys.readouterr().out.splitlines() == [
         "", "Grow 1, Improve 1: threshold, τ = 0.250, keeps 6 of 7 pairs, 100% of D",
         "  kept, best", "     90.0 sample kept    source1  ->  target11",
@@ -180,7 +183,7 @@ def test_look(run, capsys):
 def test_look_tells_humans_from_samples_and_sees_each_grow(run, capsys):
     save_grow(run, 1, REWARD)
     save_grow(run, 2, 1 - REWARD)
-    look(run, replace(SETTINGS, show=9), str, str)
+    look(run, replace(SETTINGS, show=9), rest.select, str, str)
     out = capsys.readouterr().out
     assert out.count("Grow 1, ") == 2 and out.count("Grow 2, ") == 1
     first = out.split("\n\n")[0]
@@ -197,7 +200,7 @@ def test_look_at_the_improves_that_there_were(run, capsys):
     for g in (1, 2, 3):
         save_grow(run, g, REWARD)
     for unfiltered in (True, False):
-        look(run, replace(SETTINGS, grow=3, unfiltered=unfiltered), str, str)
+        look(run, replace(SETTINGS, grow=3, unfiltered=unfiltered), rest.select, str, str)
         assert [line.split(":")[0] for line in heads(capsys.readouterr().out)] == [
             "Grow 1, Improve 1", "Grow 1, Improve 2", "Grow 2, Improve 1", "Grow 3, Improve 1"]
 
@@ -205,9 +208,10 @@ def test_look_at_the_improves_that_there_were(run, capsys):
 def test_look_with_every_switch_of_the_filter(run, capsys):
     save_grow(run, 1, REWARD)  # two of the seven are human: 0.8 and 0.5
     for changes, kept, of_D in [(dict(human_data="whole"), 4, 100), (dict(), 3, 50),
-                                (dict(max_per_source=1), 3, 50), (dict(thresholds=(0.5,), inclusive=True), 5, 100)]:
+                                (dict(max_per_source=1), 3, 50),
+                                (dict(thresholds=(0.5,), inclusive=True), 5, 100)]:
         look(run, replace(SETTINGS, **dict(grow=1, improve=(1,), thresholds=(0.6,)) | changes),
-             str, str)
+             rest.select, str, str)
         line, = heads(capsys.readouterr().out)
         assert f"keeps {kept} of 7 pairs, {of_D}% of D" in line
 
@@ -216,55 +220,123 @@ def test_look_at_a_D_g_without_D(run, capsys):
     n = len(REWARD)
     Pairs.of(np.arange(n), n * [np.array([10, 2])], reward=REWARD).append_to(
         run.folder / "steps" / "score-1")
-    look(run, replace(SETTINGS, human_data="out"), str, str)
+    look(run, replace(SETTINGS, human_data="out"), rest.select, str, str)
     out = capsys.readouterr().out
     assert "keeps 6 of 7 pairs, 0% of D" in out and " human " not in out
 
 
 def test_look_at_nothing(run):
     with pytest.raises(UserError, match="nothing to show"):
-        look(run, SETTINGS, str, str)
+        look(run, SETTINGS, rest.select, str, str)
+
+
+def test_look_shows_equal_outputs_of_a_source_once(run, capsys):
+    """But of two sources twice; and all of them are counted."""
+    targets = [[10, 2], [11, 2], [10, 2], [10, 2]]
+    pairs = Pairs.of([0, 0, 0, 1], targets, reward=[0.9, 0.1, 0.9, 0.8])
+    pairs.append_to(run.folder / "steps" / "score-1")
+    look(run, replace(SETTINGS, improve=(1,), show=9), rest.select, lambda i: f"source{i}", str)
+    _, head, _, *shown = capsys.readouterr().out.splitlines()
+    assert "keeps 3 of 4 pairs" in head
+    assert shown[:3] == ["     90.0 sample kept    source0  ->  [10  2]",
+                         "     80.0 sample kept    source1  ->  [10  2]", "  kept, worst"]
+    assert sum("source0  ->  [10  2]" in line for line in shown) == 3  # best, worst, nearest
 
 
 # ------------------------------------------------------------------------------- over several runs
 
 
-def save_results(folder, task, by, **metrics):
+def made_up(task="toy", by=0.0, **metrics):
+    """Results of a BC and a GOLD."""
     rows = [{"name": "BC", "loss": "bc", "grow": 0, "improve": 0},
             {"name": "ReST", "loss": "gold", "grow": 1, "improve": 1}]
     for k, row in enumerate(rows):
         row |= {key: value + by * (k + 1) for key, value in metrics.items()}
-    folder.mkdir()
     best = [{"policy": "BC", "n": n, "reward": 0.5 + n * by} for n in (1, 2)]
-    (folder / "results.json").write_text(json.dumps({"task": task, "seconds": 61.4, "rows": rows,
-                                                     "best_of_n": best}))
+    return {"task": task, "seconds": 61.4, "rows": rows, "best_of_n": best}
+
+
+def save_results(folder, results):
+    folder.mkdir()
+    (folder / "results.json").write_text(json.dumps(results))
     return folder
 
 
+def cells(line):
+    return line[:12].strip(), *re.split(" {2,}", line[12:].strip())
+
+
 def test_means_over_runs(tmp_path):
-    folders = [save_results(tmp_path / str(by), "toy", by, reward=0.5, greedy_reward=0.6,
-                            oracle=0.25, greedy_oracle=0.75) for by in (0.02, 0.0, 0.07)]
+    folders = [save_results(tmp_path / str(by), made_up(
+        by=by, reward=0.5, greedy_reward=0.6, oracle=0.25, greedy_oracle=0.75))
+        for by in (0.02, 0.0, 0.07)]
     lines = over_runs(folders).splitlines()
     assert lines[0].startswith("3 runs") and lines[-1] == "seconds: 61, 61, 61"
-    assert [line[:12].strip() for line in lines[2:4]] == ["BC", "GOLD (1,1)"]
-    cells = [lines[2][12:][k : k + 18].strip() for k in range(0, 72, 18)]
-    assert cells == ["53.0 (50.0..57.0)", "63.0 (60.0..67.0)", "28.0 (25.0..32.0)",
-                     "78.0 (75.0..82.0)"]
-    assert lines[3][12:30].strip() == "56.0 (50.0..64.0)"
-    assert lines[4:6] == ["", "above BC of the same run"] and lines[6] == lines[1]
-    assert lines[7].split() == ["GOLD", "(1,1)", *4 * ["3.0", "(0.0..7.0)"]]  # pairs, not means
+    assert cells(lines[2]) == ("BC", "53.0 (50.0..57.0)", "63.0 (60.0..67.0)",
+                               "28.0 (25.0..32.0)", "78.0 (75.0..82.0)")
+    assert cells(lines[3])[:2] == ("GOLD (1,1)", "56.0 (50.0..64.0)")
+    assert lines[4:6] == ["", "above BC of the same run"] and cells(lines[6]) == cells(lines[1])
+    assert cells(lines[7]) == ("GOLD (1,1)", *4 * ["3.0 (0.0..7.0)"])  # pairs, not means
     assert lines[-3:-1] == ["best of N               1      2", "BC, reward           53.0   56.0"]
 
 
 def test_means_over_runs_of_translation(tmp_path):
-    folder = save_results(tmp_path / "a", "mt", 0, reward=0.5, greedy_reward=0.6, bleu=31.0,
-                          beam_bleu=32.0, chrf=50.0, sampled_chrf=44.0,
-                          val_reward=0.4, val_bleu=33.0)
+    folder = save_results(tmp_path / "a", made_up(
+        "mt", reward=0.5, greedy_reward=0.6, bleu=31.0, beam_bleu=32.0, chrf=50.0,
+        sampled_chrf=44.0, val_reward=0.4, val_bleu=33.0))
     assert "31.0 (31.0..31.0)" in over_runs([folder]) and "valBLEU" in over_runs([folder])
 
 
 def test_means_over_no_run(tmp_path):
-    with pytest.raises((UserError, OSError)):  # either is one line at the command line
+    with pytest.raises(UserError, match="results.json is missing"):
         over_runs([tmp_path / "nowhere"])
-    with pytest.raises(UserError):
+    with pytest.raises(UserError, match="give the folders"):
         over_runs([])
+
+
+def test_runs_of_other_settings_have_what_is_missing_as_a_dash(tmp_path):
+    """Another loss, another number of Grows, no BC, no best-of-N, measures that are not there."""
+    whole, other, odd = (made_up(reward=0.5, oracle=x) for x in (0.25, 0.35, 0.45))
+    other["rows"][1]["loss"] = "bc"
+    other["rows"].append(other["rows"][1] | {"grow": 2, "reward": None})
+    odd["rows"], odd["best_of_n"] = odd["rows"][1:], []
+    other["best_of_n"][0]["oracle"] = 0.5
+    lines = over_runs([save_results(tmp_path / str(k), results)
+                       for k, results in enumerate((whole, other, odd))]).splitlines()
+    shown = list(map(cells, lines))
+    reward = "50.0 (50.0..50.0) of 2"
+    assert shown[1] == ("", "reward", "greedy", "oracle", "greedy")
+    assert shown[2:6] == [
+        ("BC", reward, "-", "30.0 (25.0..35.0) of 2", "-"),
+        ("GOLD (1,1)", reward, "-", "35.0 (25.0..45.0) of 2", "-"),
+        ("ReST (1,1)", "50.0 (50.0..50.0) of 1", "-", "35.0 (35.0..35.0) of 1", "-"),
+        ("ReST (2,1)", "-", "-", "35.0 (35.0..35.0) of 1", "-")]
+    assert shown[9] == ("GOLD (1,1)", "0.0 (0.0..0.0) of 1", "-", "0.0 (0.0..0.0) of 1", "-")
+    assert len({len(line) for line in lines[1:6]}) == 1  # one below the other
+    assert "BC, oracle           50.0      -" in lines
+
+
+def test_runs_of_two_tasks_have_no_table(tmp_path):
+    folders = [save_results(tmp_path / task, made_up(task, reward=0.5)) for task in ("toy", "mt")]
+    with pytest.raises(UserError, match="runs of mt and toy have no common table"):
+        over_runs(folders)
+
+
+@pytest.mark.parametrize("spoil", [
+    "", "{", "[]", "null", "{}", '{"task": "toy", "seconds": 1, "rows": []}',
+    lambda r: r["rows"].clear(), lambda r: r["rows"].append(3), lambda r: r["rows"][1].pop("grow"),
+    lambda r: r["rows"][1].update(reward="high"), lambda r: r["best_of_n"].append({"n": 1}),
+    lambda r: r["best_of_n"][0].update(n=None), lambda r: r.update(rows=None)])
+def test_results_that_are_damaged_are_one_line_that_names_the_file(tmp_path, monkeypatch, capsys,
+                                                                   spoil):
+    whole, cut = (save_results(tmp_path / name, made_up(reward=0.5)) for name in "ab")
+    if callable(spoil):
+        spoil(results := made_up(reward=0.5))
+        spoil = json.dumps(results)
+    (cut / "results.json").write_text(spoil)
+    monkeypatch.setattr(sys, "argv", ["report", str(whole), str(cut)])
+    with pytest.raises(SystemExit) as stop, pytest.warns(RuntimeWarning):  # it is imported already
+        runpy.run_module("infra.report", run_name="__main__")
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and error.startswith(f"error: {cut / 'results.json'}: damaged")
+    assert error.count("\n") == 1

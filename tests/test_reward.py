@@ -236,7 +236,7 @@ def test_regression_finds_the_mean_of_noisy_ratings():
     """What a soft label's cross-entropy is best answered with, not the median or the mode."""
     model, sources = with_head(RewardModel), [np.array([5, EOS])]
     rated = Pairs.of(4 * [0], 4 * [[4, EOS]], reward=[0, 1, 1, 1])
-    hp = Training(updates=150, batch_tokens=10**4, lr=5e-3, warmup=10, dropout=False)
+    hp = Training(updates=60, batch_tokens=10**4, lr=1e-2, warmup=10, dropout=False)
     rm.train_reward(model, sources, rated, hp, 0)
     assert model.score(sources, [[4, EOS]])[0] == pytest.approx(0.75, abs=0.02)
 
@@ -348,7 +348,7 @@ def test_a_value_model_learns_what_the_first_token_decides():
     """V(x) is the mean return; once y_1 is known, V is the return itself."""
     model, sources = with_head(ValueModel), [np.array([5, EOS])]
     pairs = Pairs.of([0, 0], [[3, 6, EOS], [4, 6, EOS]], reward=[0, 1])
-    hp = Training(updates=150, batch_tokens=10**4, lr=5e-3, warmup=10, dropout=False)
+    hp = Training(updates=60, batch_tokens=10**4, lr=1e-2, warmup=10, dropout=False)
     rm.train_value(model, sources, pairs, hp, 0)
     with torch.no_grad():
         values = model(pad([sources[0]] * 2), pad([[3, 6, EOS], [4, 6, EOS]])).sigmoid()

@@ -494,8 +494,8 @@ def test_the_same_data_are_gone_on_with():
     """But for rounding of a reward; and what a run is made of may come in several parts."""
     begun()
     run = opened(out="mine", resume=True)
-    run.bind(train=MADE_FROM["train"], reward=[0.501, 0.25])
-    run.bind(test_sources="1234")
+    run.bind(train=MADE_FROM["train"])
+    run.bind(reward=[0.501, 0.25], test_sources="1234")
     config = Path("mine/config.json").read_bytes()
     assert json.loads(config)["made_from"] == MADE_FROM | {"test_sources": "1234"}
     opened(out="mine", show=1).bind(**MADE_FROM, val="5678")

@@ -128,9 +128,10 @@ def test_a_run_that_cannot_be_opened_gives_its_folder_back(tmp_path, no_gc):
     with opened(tmp_path) as run:
         run.begin("bc")
         run.end({})
-    with pytest.raises(UserError, match="program"):
+    with pytest.raises(UserError, match="program") as refused:
         Run(RunSettings(out=str(tmp_path), resume=True), "another")
     assert is_free(tmp_path)
+    assert refused.tb  # by which it is still held
 
 
 def test_to_show_a_run_no_lock_is_needed(tmp_path):

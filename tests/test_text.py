@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 import tiktoken
 
-from infra import text
+import infra.text
 from infra.errors import UserError
-from infra.text import SPLIT, Tokenizer, read_lines, read_parallel, read_ratings
+from infra.text import SPLIT, Tokenizer, decode_lines, read_lines, read_parallel, read_ratings
 
 TEXT = [  # enough repetition for a few hundred merges
     "Zwei junge weiße Männer sind im Freien in der Nähe vieler Büsche.",
@@ -121,16 +121,17 @@ def test_training_equals_naive_training(tokenizer):
 
 
 def test_no_merge_is_learned_from_a_piece_without_end():
-    assert text.train_bpe(TEXT + ["ab" * 10**6], 300) == text.train_bpe(TEXT, 300)
+    assert infra.text.train_bpe(TEXT + ["ab" * 10**6], 300) == infra.text.train_bpe(TEXT, 300)
 
 
 def test_training_does_not_depend_on_order_and_stops_early():
-    full = text.train_bpe(TEXT, 10**6)
+    full = infra.text.train_bpe(TEXT, 10**6)
     assert 256 + 150 < len(full) < 256 + 1000
-    assert text.train_bpe(TEXT[::-1], 10**6) == full
-    assert list(text.train_bpe(TEXT, 40)) == list(full)[:296]
-    assert len(text.train_bpe(["abc abc"], 5)) == 256 + 2  # "abc", " abc": ab, abc; " abc" is once
-    assert len(text.train_bpe([], 5)) == 256
+    assert infra.text.train_bpe(TEXT[::-1], 10**6) == full
+    assert list(infra.text.train_bpe(TEXT, 40)) == list(full)[:296]
+    # "abc" and " abc" give ab and abc; " abc" itself occurs once
+    assert len(infra.text.train_bpe(["abc abc"], 5)) == 256 + 2
+    assert len(infra.text.train_bpe([], 5)) == 256
 
 
 def test_vocabulary_too_small():
@@ -162,8 +163,8 @@ def test_round_trip(tokenizer):
 
 def test_decode_of_special_and_broken_ids(tokenizer):
     ids = tokenizer.encode("größer")
-    assert tokenizer.decode([text.BOS, *ids, text.EOS, text.PAD]) == "größer"
-    assert tokenizer.decode([3 + ord("a"), 3 + 0xC3, text.EOS]) == "a\ufffd"
+    assert tokenizer.decode([infra.text.BOS, *ids, infra.text.EOS, infra.text.PAD]) == "größer"
+    assert tokenizer.decode([3 + ord("a"), 3 + 0xC3, infra.text.EOS]) == "a\ufffd"
     assert tokenizer.decode([]) == ""
     with pytest.raises(KeyError):
         tokenizer.decode([tokenizer.vocab_size])
@@ -224,6 +225,15 @@ def test_lines_end_at_newline_only(tmp_path):
     assert read_lines(str(path)) == ["a", ""]
 
 
+def test_lines_that_come_in_parts_are_those_of_the_whole():
+    """As translate reads them: a byte order mark is one at the very beginning only."""
+    parts = [b"\xef\xbb\xbfeins\r\nzw\xc3\xa4i\r", b"\xef\xbb\xbfdrei\n"]
+    assert decode_lines(parts[0], "input") == ["eins", "zwäi"]
+    assert decode_lines(parts[1], "input", first=2) == ["\ufeffdrei", ""]
+    with pytest.raises(UserError, match="^input, line 9: not valid UTF-8; save"):
+        decode_lines(b"a\n\xff\n", "input", first=7)
+
+
 def test_packed_lines(tmp_path):
     (tmp_path / "a.de.gz").write_bytes(gzip.compress("ä\nb\n".encode()))
     assert read_lines(tmp_path / "a.de") == read_lines(tmp_path / "a.de.gz") == ["ä", "b"]
@@ -258,7 +268,7 @@ def test_folder_and_forbidden_file(tmp_path, monkeypatch):
     def forbidden(_):  # chmod would not stop root
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(text.Path, "read_bytes", forbidden)
+    monkeypatch.setattr(infra.text.Path, "read_bytes", forbidden)
     with pytest.raises(UserError, match="Permission denied"):
         read_lines(tmp_path / "a.de")
 
@@ -267,7 +277,7 @@ def test_parallel(tmp_path):
     (tmp_path / "train.de").write_text("eins\n \nzwei\ndrei\n")
     (tmp_path / "train.en.gz").write_bytes(gzip.compress(b"one\nx\n\nthree"))
     corpus = read_parallel(tmp_path, "train", "de", "en")
-    assert corpus == text.Corpus(["eins", "drei"], ["one", "three"], dropped=2)
+    assert corpus == infra.text.Corpus(["eins", "drei"], ["one", "three"], dropped=2)
     assert read_parallel(str(tmp_path), "train", "en", "de").sources == ["one", "three"]
 
 
@@ -374,12 +384,12 @@ def server(monkeypatch):
     toy.handle_error = lambda *_: None  # that a client hangs up early is what some tests want
     toy.requests, toy.redirects, toy.lengths, toy.files = [], {}, {}, {}
     table = {}
-    for name in text.MULTI30K_FILES:
+    for name in infra.text.MULTI30K_FILES:
         body = gzip.compress(f"{name}: ein Satz\n".encode() * 50, mtime=0)
         toy.files[f"/raw/{name.replace('test', 'test_2016_flickr')}"] = body
         table[name] = (len(body), hashlib.sha256(body).hexdigest())
     toy.url = f"http://127.0.0.1:{toy.server_port}/raw"
-    monkeypatch.setattr(text, "MULTI30K_FILES", table)
+    monkeypatch.setattr(infra.text, "MULTI30K_FILES", table)
     monkeypatch.setenv("no_proxy", "*")
     threading.Thread(target=toy.serve_forever, args=(0.01,), daemon=True).start()
     yield toy
@@ -389,25 +399,26 @@ def server(monkeypatch):
 
 def test_table_of_names():
     names = {f"{split}.{lang}.gz" for split in ("train", "val", "test") for lang in ("de", "en")}
-    assert set(text.MULTI30K_FILES) == names
-    assert sum(size for size, _ in text.MULTI30K_FILES.values()) == 1_296_271
-    assert all(re.fullmatch("[0-9a-f]{64}", digest) for _, digest in text.MULTI30K_FILES.values())
+    files = infra.text.MULTI30K_FILES
+    assert set(files) == names
+    assert sum(size for size, _ in files.values()) == 1_296_271
+    assert all(re.fullmatch("[0-9a-f]{64}", digest) for _, digest in files.values())
 
 
 def test_download(server, tmp_path, capsys):
-    folder = text.download_multi30k(tmp_path / "new" / "cache", server.url)
+    folder = infra.text.download_multi30k(tmp_path / "new" / "cache", server.url)
     assert folder == tmp_path / "new" / "cache" / "multi30k-de-en"
     assert sorted(server.requests) == sorted(server.files)
-    assert {p.name for p in folder.iterdir()} == set(text.MULTI30K_FILES)
+    assert {p.name for p in folder.iterdir()} == set(infra.text.MULTI30K_FILES)
     assert read_parallel(folder, "test", "de", "en").targets == ["test.en.gz: ein Satz"] * 50
     assert capsys.readouterr().out.count("Elliott et al. 2016") == 1
 
     server.requests.clear()
-    assert text.download_multi30k(tmp_path / "new" / "cache", server.url) == folder
+    assert infra.text.download_multi30k(tmp_path / "new" / "cache", server.url) == folder
     assert server.requests == [] and capsys.readouterr().out == ""
 
     (folder / "val.en.gz").write_bytes(b"damaged")
-    text.download_multi30k(tmp_path / "new" / "cache", server.url)
+    infra.text.download_multi30k(tmp_path / "new" / "cache", server.url)
     assert server.requests == ["/raw/val.en.gz"]
 
 
@@ -445,7 +456,7 @@ def redirect(server, path):
 def test_bad_download(spoil, says, server, tmp_path):
     spoil(server, "/raw/train.en.gz")
     with pytest.raises(UserError, match=f"train.en.gz.*{says}.*pass --data DIR"):
-        text.download_multi30k(tmp_path, server.url)
+        infra.text.download_multi30k(tmp_path, server.url)
     # The good file before it is kept, the bad one never appears, under no name.
     assert [p.name for p in (tmp_path / "multi30k-de-en").iterdir()] == ["train.de.gz"]
     assert "/elsewhere" not in server.requests
@@ -454,29 +465,30 @@ def test_bad_download(spoil, says, server, tmp_path):
 def test_download_reads_no_more_than_it_must(server, tmp_path, monkeypatch):
     make_endless(server, "/raw/train.de.gz")
     checked = []
-    is_right = text._is_right
-    monkeypatch.setattr(text, "_is_right", lambda d, *a: checked.append(len(d)) or is_right(d, *a))
+    is_right = infra.text._is_right
+    monkeypatch.setattr(infra.text, "_is_right",
+                        lambda data, *check: checked.append(len(data)) or is_right(data, *check))
     with pytest.raises(UserError):
-        text.download_multi30k(tmp_path, server.url)
-    assert checked == [text.MULTI30K_FILES["train.de.gz"][0] + 1]
+        infra.text.download_multi30k(tmp_path, server.url)
+    assert checked == [infra.text.MULTI30K_FILES["train.de.gz"][0] + 1]
 
 
 def test_nobody_answers(server, tmp_path):
     server.shutdown()
     server.server_close()
     with pytest.raises(UserError, match="cannot be fetched.*pass --data DIR"):
-        text.download_multi30k(tmp_path, server.url)
+        infra.text.download_multi30k(tmp_path, server.url)
 
 
 @pytest.mark.parametrize("url", ["http://example.org/raw", "ftp://127.0.0.1/raw", "file:///etc",
                                  "http://127.0.0.1.example.org/raw", "127.0.0.1/raw"])
 def test_only_https(url, tmp_path, monkeypatch):
-    monkeypatch.setattr(text, "build_opener", lambda *_: pytest.fail("it connected"))
+    monkeypatch.setattr(infra.text, "build_opener", lambda *_: pytest.fail("it connected"))
     with pytest.raises(UserError, match="only https"):
-        text.download_multi30k(tmp_path, url)
+        infra.text.download_multi30k(tmp_path, url)
 
 
 def test_cache_is_a_file(tmp_path):
     (tmp_path / "cache").write_text("")
     with pytest.raises(UserError, match="cannot be used as a cache"):
-        text.download_multi30k(tmp_path / "cache")
+        infra.text.download_multi30k(tmp_path / "cache")

@@ -397,9 +397,10 @@ def killed_inside(monkeypatch, folder, step, update, flags):
     ("improve-1-1", 3, "oac"), ("improve-1-1", 3, "bvmpo")])
 def test_a_step_that_was_killed_goes_on_where_it_was(finished, tmp_path, monkeypatch, only_rows,
                                                       capsys, save_always, step, update, loss):
-    flags = ["--stop-after", step, "--loss", loss, "--value-updates", "10", "--gold-sync", "4"]
+    flags = ["--stop-after", step, "--loss", loss, "--value-updates", "2", "--gold-sync", "4"]
     done, whole = STEPS[: STEPS.index(step)], finished
     if loss != "bc":
+        flags += ["--updates", "6"]
         whole = begin(finished, tmp_path / "whole", *done)
         run_cli(lambda: main(whole, *flags))
     cut = begin(whole, tmp_path / "cut", *done, "value-1")

@@ -32,7 +32,7 @@ from infra.cli import run_cli
 from infra.errors import UserError
 from infra.pairs import Pairs
 from infra.run import InMemory, Run
-from infra.settings import RunSettings
+from infra.settings import RunSettings, parse
 from infra.storage import Checkpoint, load
 from infra.text import Tokenizer
 from infra.trainer import Trainer, Training
@@ -41,9 +41,10 @@ from model import Transformer
 from reward import RewardModel
 from test_train_mt import TINY as TINY_MT
 from test_train_mt import corpus  # noqa: F401 (a fixture)
-from test_train_toy import TINY
+from test_train_toy import STEPS, TINY
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="children are forked")
+SHORT = [*TINY, "--bc-updates", "10", "--reward-updates", "8"]  # so that kills reach what follows
 
 
 def forked(work, errors=os.devnull):
@@ -119,12 +120,14 @@ def save_at_every_update():
     Checkpoint.EVERY, Checkpoint.SHARE = -1.0, math.inf
 
 
-def killed_again_and_again(main, folder, kills, seed, whole):
+def killed_again_and_again(main, folder, kills, seed, whole, begin=lambda: None):
     """Start and resume main(folder, "--resume"), killed so many times; then let it end.
 
-    Each time that it comes to its end it must be as `whole`, a run that was never killed.
+    Each time that it comes to its end it must be as `whole`, a run that was never killed. begin():
+    what there is at first.
     """
     rng = random.Random(seed)
+    begin()
     while kills:
         operation = rng.randrange(1, 30) if rng.random() < 0.5 else None
         often = rng.random() < 0.7  # else as rarely as usual, which is never in so short a run
@@ -145,12 +148,13 @@ def killed_again_and_again(main, folder, kills, seed, whole):
         else:  # a fast machine: once more from the start
             assert_same_run(whole, folder)
             shutil.rmtree(folder)
+            begin()
     assert died(forked(lambda: main(folder, "--resume"))) == 0
     assert_same_run(whole, folder)
 
 
 def toy(folder, *flags):
-    train_toy.main([*TINY, "--out", str(folder), *flags])
+    train_toy.main([*SHORT, "--out", str(folder), *flags])
 
 
 @pytest.fixture(scope="module")
@@ -158,6 +162,17 @@ def whole(tmp_path_factory):
     """A little run that was never killed."""
     folder = tmp_path_factory.mktemp("whole") / "run"
     assert died(forked(lambda: toy(folder))) == 0
+    return folder
+
+
+def copy_of(whole, folder, steps):
+    """A finished run once more, without what comes of it at its end, as if only these were done."""
+    shutil.copytree(whole, folder)
+    for name in ("results.json", "policy.pt", "reward.pt"):
+        (folder / name).unlink()
+    for path in (folder / "steps").iterdir():
+        if path.stem not in steps:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
     return folder
 
 
@@ -169,8 +184,14 @@ def no_figures(monkeypatch):
 # -------------------------------------------------------------------------------------- resuming
 
 
-def test_killed_at_twenty_random_moments(whole, tmp_path, no_figures):
-    killed_again_and_again(toy, tmp_path / "run", 20, 1, whole)
+@pytest.mark.parametrize("done, kills", [(0, 7), (7, 7), (12, 6)])
+def test_killed_at_twenty_random_moments(whole, tmp_path, no_figures, done, kills):
+    """Of the first steps, of those after so many, and of the last ones."""
+    def begin():
+        if done:
+            copy_of(whole, tmp_path / "run", STEPS[:done])
+
+    killed_again_and_again(toy, tmp_path / "run", kills, done, whole, begin)
 
 
 def test_a_translation_run_killed_again_and_again(corpus, tmp_path, no_figures):  # noqa: F811
@@ -205,6 +226,11 @@ def test_a_finished_run_is_loaded_and_reported(whole, tmp_path, no_figures, caps
     assert_same_run(whole, tmp_path / "run")
 
 
+def test_it_can_be_stopped_after_every_step(whole):
+    settings = parse(train_toy.Settings, SHORT)
+    assert {path.stem for path in (whole / "steps").iterdir()} <= set(checks.step_names(settings))
+
+
 def test_the_same_seed_gives_the_same_run(whole, tmp_path, no_figures, monkeypatch):
     """Without figures, with evaluations in between, and whatever else draws random numbers."""
     step = rest.improve_step
@@ -222,18 +248,14 @@ def test_the_same_seed_gives_the_same_run(whole, tmp_path, no_figures, monkeypat
 
 @pytest.fixture
 def copied(whole, tmp_path):
-    """The finished run once more, without what it leaves behind at its end."""
-    shutil.copytree(whole, tmp_path / "run")
-    for name in ("results.json", "policy.pt", "reward.pt"):
-        (tmp_path / "run" / name).unlink()
-    return tmp_path / "run"
+    return copy_of(whole, tmp_path / "run", STEPS)
 
 
 def results(folder):
     return timeless(json.loads((folder / "results.json").read_text()))
 
 
-def test_more_grows_and_improves_go_on_with_a_finished_run(whole, copied, no_figures):
+def test_more_grows_and_improves_go_on_with_a_finished_run(whole, copied, no_figures, capsys):
     """What was done stays as it was; the last policy is another now, and so its best of N."""
     toy(copied, "--resume", "--grow", "3", "--improve", "2", "2", "1")
     old, new = results(whole), results(copied)
@@ -247,6 +269,7 @@ def test_more_grows_and_improves_go_on_with_a_finished_run(whole, copied, no_fig
         assert len(a) == len(b) == 3 and (a == b) == same
     toy(copied, "--resume", "--grow", "3", "--improve", "2", "2", "1")  # its settings are these now
     assert results(copied) == new
+    assert "grow was 3, now 2" in refused(capsys, lambda: toy(copied, "--resume"))
 
 
 def test_another_best_of_goes_on_with_a_finished_run(whole, copied, no_figures):
@@ -581,6 +604,7 @@ def test_after_several_in_a_row_it_ends_with_the_last_good_state_kept(tmp_path, 
     assert all(x.isfinite().all() for x in kept["model"].values())
     with pytest.raises(UserError, match="2 updates in a row"):
         a_training({0, 1}, updates=2)  # PPO's rounds have few
+    assert a_training({0, 1, 2, 3, 5, 6, 7, 8})[1]["tokens"] == 4 * 4  # never five in a row
 
 
 def said_by(run):
