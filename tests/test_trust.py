@@ -242,7 +242,8 @@ def test_the_same_seed_gives_the_same_run(whole, tmp_path, no_figures, monkeypat
         return new, row
 
     monkeypatch.setattr(rest, "improve_step", with_more)
-    assert died(forked(lambda: toy(tmp_path / "run"))) == 0
+    copy_of(whole, tmp_path / "run", STEPS[:6])
+    assert died(forked(lambda: toy(tmp_path / "run", "--resume"))) == 0
     assert_same_run(whole, tmp_path / "run")
 
 
@@ -368,14 +369,16 @@ def test_stopped_by_a_signal_it_says_how_to_go_on(number, code, tmp_path, monkey
     words = program = ["train_toy.py", *TINY, "--out", "my run", "--bc-updates", "9999"]
 
     def main():
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's & has it ignored
         save_at_every_update()
         sys.argv = words
         run_cli(train_toy.main)
 
-    before = 0
+    before, deadline = 0, time.monotonic() + 120
     for _ in range(2):
         child = forked(main, tmp_path / "errors")
         while not checkpoint.exists() or load(checkpoint)["number"] <= before:
+            assert time.monotonic() < deadline
             time.sleep(0.02)
         os.kill(child, number)
         assert died(child) == code
