@@ -44,6 +44,8 @@ def run_cli(main):
             print(f"error: {text}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt as stop:
+        if hasattr(signal, "setitimer"):
+            signal.setitimer(signal.ITIMER_REAL, 0)
         if is_main():
             run = Run.latest() if Run.latest else None
             print(f"\nstopped{run.resume_command() if run else ''}", file=sys.stderr)
@@ -97,6 +99,10 @@ def of_memory(error):
 
 
 def terminate(number, frame):
+    """Raise Terminated; and again in a second, should it be lost where exceptions are ignored."""
+    if hasattr(signal, "setitimer"):
+        signal.signal(signal.SIGALRM, terminate)
+        signal.setitimer(signal.ITIMER_REAL, 1.0)
     raise Terminated
 
 

@@ -49,15 +49,16 @@ def bc_row(bc, task, settings, run=None):
 def best_of_n_step(run, settings, make):
     """The step "best-of-n" -> what make(counts) made, for N = 1, 2, 4, ... up to --best-of.
 
-    Made again where an earlier process had another --best-of.
+    Made again where an earlier process had another --best-of, or fewer Grows or Improves.
     """
+    of = [settings.best_of, settings.grow, *settings.improve]
     saved = run.begin("best-of-n")
-    if saved is not None and saved["best_of"] != settings.best_of:
+    if saved is not None and saved["of"] != of:
         run.forget("best-of-n")
         saved = run.begin("best-of-n")
     if saved is None:
         counts = [2**k for k in range(settings.best_of.bit_length())]
-        saved = run.end({"rows": make(counts), "best_of": settings.best_of})
+        saved = run.end({"rows": make(counts), "of": of})
     return saved["rows"]
 
 

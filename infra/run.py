@@ -449,9 +449,15 @@ def may_change(settings, saved):
         old = dataclasses.replace(settings, grow=saved["grow"], improve=tuple(saved["improve"]))
     except (KeyError, TypeError, ValueError):  # a damaged config.json: compared as it is
         return free
-    now, before = ([(g, i) for g in range(1, s.grow + 1) for i in s.improves(g)]
-                   for s in (settings, old))
-    return free | ({"grow", "improve"} if now[: len(before)] == before else set())
+    now = improve_steps(settings)
+    more = all(step == next(now, None) for step in improve_steps(old))
+    return free | ({"grow", "improve"} if more else set())
+
+
+def improve_steps(settings):
+    """Yields (g, i) of each Improve."""
+    for g in range(1, settings.grow + 1):
+        yield from ((g, i) for i in settings.improves(g))
 
 
 def without(settings, names):

@@ -18,8 +18,8 @@ def sample_outputs(policy, sources, n_samples, seed, max_len, temperature=1.0, t
     Batches of about `batch_size` outputs hold sources of like length and are laid out by the
     sources alone, and each draws from a generator of its own, seeded by (*seed, batch): any part
     can be drawn again, or elsewhere, and comes out the same. seed: a number, or a tuple of names
-    and numbers. temperature = 0 is greedy. compile: the decoding step, by torch.compile. progress: wraps the
-    list of batches (tqdm).
+    and numbers. temperature = 0 is greedy. compile: the decoding step, by torch.compile. progress:
+    wraps the list of batches (tqdm).
     """
     seed = seed if isinstance(seed, (tuple, list)) else (seed,)
     lengths = np.array([len(x) for x in sources])

@@ -217,8 +217,8 @@ TOGETHER = {"RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
 
 
 @pytest.mark.parametrize("world_size, others, said", [
-    ("2", {}, "RANK and MASTER_ADDR and MASTER_PORT"),
-    ("2", {"RANK": "1", "MASTER_ADDR": "127.0.0.1"}, "but MASTER_PORT"),
+    ("2", {}, "without RANK, MASTER_ADDR, MASTER_PORT"),
+    ("2", {"RANK": "1", "MASTER_ADDR": "127.0.0.1"}, "without MASTER_PORT"),
     ("abc", TOGETHER, "is no number"), ("abc", {}, "WORLD_SIZE=abc"), ("", {}, "WORLD_SIZE= ")])
 def test_half_an_environment_of_several_processes_is_one_line(monkeypatch, capsys, world_size,
                                                               others, said):

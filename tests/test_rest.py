@@ -16,13 +16,14 @@ import train_toy
 from helpers import (BASE_HP, FILLER, MAX_LEN, FakeRun, kept_by, oracle, same, some_bc,
                      some_policy, some_sources, some_task, spy, weights)
 from infra import sampling, trainer
-from infra.batches import bucket_by_length, collate, pad, seed_of
+from infra.batches import bucket_by_length, collate, pad
 from infra.checks import grow_stats
 from infra.errors import UserError
 from infra.measures import bc_row, evaluate, mean_reward
 from infra.pairs import Pairs, first_of_equal, hash_outputs, score, size_of
 from infra.run import Run, Stopped
 from infra.sampling import logprobs_of, sample_outputs
+from infra.seeds import seed_of, stream
 from infra.settings import RunSettings, parse
 from infra.storage import Checkpoint
 from infra.trainer import Training
@@ -592,6 +593,9 @@ def test_seeds_differ_by_each_of_their_numbers():
     assert len(seeds) == 6**3
     assert all(0 <= seed < 2**63 for seed in seeds)
     assert seed_of(5, 1, 2) == seed_of(5, 1, 2)
+    # a name, its absence, its order, and a zero at the end all make another stream
+    parts = [("a", 5), ("b", 5), (5,), (5, 0), (5, 0, 0), (5, "a"), ("a", 5, 0), ("a", "b", 5)]
+    assert len({seed_of(*x) for x in parts}) == len({stream(*x).random() for x in parts}) == 8
 
 
 # -------------------------------------------------------------------------------------- Improve
@@ -1313,7 +1317,7 @@ def test_an_improve_can_end_with_its_last_update(bc, task, monkeypatch):
     assert n == 0 and row["updates"] == SMALL.updates
     alone = copy.deepcopy(bc)
     improve(alone, D_g, task.sources, SMALL, SMALL.training(lr=0.8 * SMALL.lr),
-            seed_of(SMALL.seed, 1, 1))
+            seed_of("improve", SMALL.seed, 1, 1))
     assert torch.equal(weights(policy), weights(alone))
     assert not torch.equal(weights(policy), weights(bc))
 
@@ -1381,8 +1385,8 @@ def test_a_grow_of_some_sources(bc, task):
 
 def test_a_small_Grow_is_drawn_at_once(bc, task):
     drawn = grown_samples(bc, task, SETTINGS, 2)
-    assert same(drawn, sample_outputs(bc, task.sources, 6, (SETTINGS.seed, 2, 0, 0), MAX_LEN, 0.8,
-                                      batch_size=256))
+    assert same(drawn, sample_outputs(bc, task.sources, 6, ("grow", SETTINGS.seed, 2, 0, 0), MAX_LEN,
+                                      0.8, batch_size=256))
 
 
 @pytest.mark.parametrize("temperatures, samples, shares", [

@@ -24,6 +24,7 @@ from infra.pairs import Pairs
 from infra.relatives import METHODS
 from infra.run import Run, Stopped
 from infra.sampling import logprobs_of
+from infra.seeds import seed_of, stream
 from infra.settings import parse
 from infra.storage import Checkpoint, load
 from model import EOS, Config, Transformer
@@ -574,7 +575,8 @@ def test_what_prepare_prepares(finished, tmp_path, capsys):
     again = load(finished / "steps/bc.pt")["policy"]
     assert all(torch.equal(x, again[k]) for k, x in toy.bc.state_dict().items())
     assert any(not torch.equal(x, again[k]) for k, x in base.state_dict().items())
-    rest.improve(base, task.data, task.sources, settings, hp, settings.seed)
+    rest.improve(base, task.data, task.sources, settings, hp,
+                 seed_of("bc", settings.seed))
     assert all(torch.equal(x, again[k]) for k, x in base.state_dict().items())
     right = [toy.language.translate(x) for x in task.test_sources]
     assert np.array_equal(task.reward(task.test_sources, right),
@@ -636,7 +638,7 @@ def test_refresh_shares_the_ratings_out_over_the_grows(finished, refreshed):
 
 def test_refresh_rates_the_policy_that_grows(refreshed):
     settings = settings_of(*REFRESHED)
-    sources = Language(0).sources(61, train_toy.stream(settings, train_toy.DATA, 1))
+    sources = Language(0).sources(61, stream("toy sources", settings.seed, 1))
     policies = [model_of(Transformer, refreshed, step, "policy") for step in ("bc", "improve-1-2")]
     for g, own in enumerate(policies):
         rated = Pairs.load(refreshed / "steps" / f"rated-{g + 1}")
