@@ -183,7 +183,10 @@ class Trainer:
         self.loss_sum = 0.0
         self.model.train(self.hp.dropout)
         # dropout's generator is seeded by the update's number, so that resuming needs no more
-        torch.manual_seed(seed_of("dropout", self.seed, state["update"], rank()))
+        dropout_seed = seed_of("dropout", self.seed, state["update"], rank())
+        torch.default_generator.manual_seed(dropout_seed)  # torch.manual_seed, without its cost
+        if self.device.type == "cuda":
+            torch.cuda.manual_seed(dropout_seed)
         for index in self.micro_batches:
             self.counts = int(rank() < len(index))  # or this process has none of these items
             yield shard(index) if self.counts else index[:1]

@@ -436,6 +436,7 @@ def test_between_two_looks_at_what_has_ended_decoding_waits_for_nothing(monkeypa
     assert waits[7] == waits[3] + 1 and waits[11] == waits[3] + 2 and len(drawn) == 3
 
 
+@pytest.mark.slow
 def test_the_decoding_step_compiles_to_a_few_graphs_for_all_shapes_and_models(monkeypatch):
     """By the part of the compiler that is Python: one graph a step, no break, samples as without.
 

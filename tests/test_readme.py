@@ -61,12 +61,8 @@ def test_a_loss_a_filter_and_a_task_of_ones_own_are_a_few_lines_each(tmp_path):
         assert len(diff.splitlines()) <= 11  # ten, and the file's name
         patch(tmp_path, diff)
 
-    def run(*flags):
-        return subprocess.run([sys.executable, "train_toy.py", *flags], cwd=tmp_path, text=True,
-                              env=ENVIRONMENT, capture_output=True)
-
-    assert all(word in run("--help").stdout for word in ("weighted", "zscore", "reversed"))
-    done = run(*TINY, "--no-ppo", "--loss", "weighted", "--filter", "zscore", "--task", "reversed",
-               "--out", "run")
+    done = subprocess.run([sys.executable, "train_toy.py", *TINY, "--no-ppo", "--loss", "weighted",
+                           "--filter", "zscore", "--task", "reversed", "--out", "run"],
+                          cwd=tmp_path, text=True, env=ENVIRONMENT, capture_output=True)
     assert done.returncode == 0, done.stderr
     assert "WEIGHTED (1,1)" in done.stdout

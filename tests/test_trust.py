@@ -184,7 +184,8 @@ def no_figures(monkeypatch):
 # -------------------------------------------------------------------------------------- resuming
 
 
-@pytest.mark.parametrize("done, kills", [(0, 7), (7, 7), (12, 6)])
+@pytest.mark.parametrize("done, kills", [
+    (7, 7), *(pytest.param(done, kills, marks=pytest.mark.slow) for done, kills in ((0, 7), (12, 6)))])
 def test_killed_at_twenty_random_moments(whole, tmp_path, no_figures, done, kills):
     """Of the first steps, of those after so many, and of the last ones."""
     def begin():
@@ -194,6 +195,7 @@ def test_killed_at_twenty_random_moments(whole, tmp_path, no_figures, done, kill
     killed_again_and_again(toy, tmp_path / "run", kills, done, whole, begin)
 
 
+@pytest.mark.slow
 def test_a_translation_run_killed_again_and_again(corpus, tmp_path, no_figures):  # noqa: F811
     def mt(folder, *flags):
         train_mt.main([*TINY_MT, *"--no-ppo --improve 1 --best-of 1".split(), "--data", str(corpus),
