@@ -331,6 +331,7 @@ def measured_or_not(name, lab):
         return measure(name, lab)
 
 
+@pytest.mark.slow
 def test_what_fails_fails_alone(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(workers, "measure", measured_or_not)  # in processes of their own
     monkeypatch.setenv("OMP_NUM_THREADS", "1")

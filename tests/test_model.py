@@ -579,6 +579,7 @@ def test_one_batch_overfits():
     assert [strip(row) for row in out] == [strip(row) for row in tokens]
 
 
+@pytest.mark.slow
 def test_reversal_is_learned():
     net = plain(vocab_size=9, d_model=32, n_encoder_layers=1, n_decoder_layers=1)
     generator = rng(1)

@@ -62,7 +62,8 @@ def test_a_loss_a_filter_and_a_task_of_ones_own_are_a_few_lines_each(tmp_path):
         patch(tmp_path, diff)
 
     done = subprocess.run([sys.executable, "train_toy.py", *TINY, "--no-ppo", "--loss", "weighted",
-                           "--filter", "zscore", "--task", "reversed", "--out", "run"],
+                           "--filter", "zscore", "--task", "reversed", "--grow", "1", "--improve",
+                           "1", "--best-of", "1", "--out", "run"],
                           cwd=tmp_path, text=True, env=ENVIRONMENT, capture_output=True)
     assert done.returncode == 0, done.stderr
     assert "WEIGHTED (1,1)" in done.stdout

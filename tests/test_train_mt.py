@@ -214,6 +214,7 @@ def test_show(corpus, finished, capsys):
     assert len(shown) == 20 and all(line.split("  ->  ")[0][25:].strip() in lines for line in shown)
 
 
+@pytest.mark.slow
 def test_bc_learns_a_lexicon(tmp_path, no_figures, capsys):
     """The same text twice, word for word: a policy that learns anything gets this right."""
     corpus = write_corpus(tmp_path / "corpus", train=1500, held_out=30)
