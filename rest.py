@@ -86,9 +86,9 @@ class Settings(Switches, PPOSettings, LossSettings, Machine):
         return range(0 if g == 1 and self.unfiltered else 1, last + 1)
 
     @property
-    def one_line(self):
-        """Whether one τ serves all sources."""
-        return FILTERS[self.filter].one_line
+    def filter_is_global(self):
+        """Whether one τ holds for all sources."""
+        return FILTERS[self.filter].is_global
 
     def training(self, **changes):
         """The settings of one Improve's training."""
@@ -181,12 +181,12 @@ class Filter:
     thresholds: tuple  # by default
     highest: float = 1.0  # threshold that makes sense
     falling: bool = False  # the thresholds fall from Improve to Improve
-    one_line: bool = False  # for all sources, not one for each
+    is_global: bool = False  # one τ for all sources, not one for each
 
 
 FILTERS = {  # for --filter; the thresholds of the first are the paper's, from its second one on
-    "threshold": Filter(above, (0.7, 0.8, 0.9, 0.95, 0.99), one_line=True),
-    "quantile": Filter(above_quantile, (0.5, 0.7, 0.85, 0.95, 0.98), one_line=True),
+    "threshold": Filter(above, (0.7, 0.8, 0.9, 0.95, 0.99), is_global=True),
+    "quantile": Filter(above_quantile, (0.5, 0.7, 0.85, 0.95, 0.98), is_global=True),
     "percentile": Filter(above_percentile, (50, 70, 80, 90, 95), highest=100),
     "gamma": Filter(above_gamma, (0.2, 0.4, 0.6, 0.8, 0.9)),
     "top": Filter(top, (4, 3, 2, 1), highest=float("inf"), falling=True),
@@ -220,6 +220,7 @@ def grow(policy, task, settings, g, run, earlier=()):
 
     earlier: the samples of Grows before, where they are kept too. Both are made part by part.
     """
+    # { (x, y): x ~ D, y ~ π_θ(·|x) }: so many samples of each source
     chosen, parts = choose_sources(task, settings, g), []
     for k, temperature in enumerate(settings.temperature[: settings.samples]):
         n = len(range(k, settings.samples, len(settings.temperature)))  # its share of the samples
@@ -233,6 +234,7 @@ def grow(policy, task, settings, g, run, earlier=()):
         run.add(replace(drawn, source=index[drawn.source]))
     samples = run.pairs(f"grow-{g}")
 
+    # ∪ D; every pair is annotated with R(x, y), once
     drawn = [part for pairs in (*earlier, samples) for part in pairs.parts()]
     data = [] if settings.human_data == "out" else list(task.data.parts())
     new = None  # booleans for each drawn part: what is not there already
@@ -395,6 +397,7 @@ def online(bc, task, settings, run=None):
     round to round. The way is cut into settings.ppo_rows parts. Yields (row, policy) after each.
     """
     run, chosen = run or InMemory(), sources_of_rounds(task, settings)
+    checks.check_start(bc, task, settings, run)
     hp = settings.training(updates=settings.ppo_updates, lr=settings.ppo_lr, warmup=0,
                            final_lr=1.0, dropout=False,
                            parts=settings.ppo_updates * settings.accumulate)

@@ -39,8 +39,9 @@ def check_registered(kind, name, table, try_it):
     try:
         try_it(table[name])
     except Exception as error:  # it may be the user's own, and raise anything
-        raise UserError(f"--{kind} {name} cannot be used: {type(error).__name__}: "
-                        f"{' '.join(str(error).split())}") from error
+        what = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+        raise UserError(f"--{kind} {name} cannot be used: {what}{' '.join(str(error).split())}"
+                        ) from error
     TRIED[id(table[name])] = table[name]
 
 
@@ -167,7 +168,7 @@ def log_grow(D_g, samples, select, settings, g, run):
         run.warn(f"of {settings.samples} samples of a source only {different:.1f} are distinct: "
                  "a higher temperature would spread them", "distinct")
     tau, mean_reward = select(D_g, settings, 1)[1], D_g.reward.mean()
-    if settings.one_line and tau <= mean_reward:
+    if settings.filter_is_global and tau <= mean_reward:
         # τ_1 > V(π) = E_{D_g}[R] is what makes the next policy's V rise
         run.warn(f"the first threshold {tau:.3f} is not above the mean reward {mean_reward:.3f} of "
                  "D_g")

@@ -48,6 +48,8 @@ def draw(folder):
         import matplotlib
     except ImportError:
         return []
+    except Exception as error:  # one that is there and broken: a backend of Jupyter's, say
+        raise UserError(f"matplotlib does not work: {' '.join(str(error).split())}") from None
     results, written = read_json(folder / "results.json", task=str, rows=list), []
     with matplotlib.rc_context(STYLE):
         for figure in (improve(results), best_of_n(results), rewards(folder), tradeoff(results)):
@@ -63,7 +65,8 @@ def try_to_draw(folder):
     try:
         return None if draw(folder) else "no figures: matplotlib is not installed"
     except Exception as error:  # a matplotlib that is there and broken may raise anything
-        return f"no figures: {type(error).__name__}: {' '.join(str(error).split())}"
+        kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+        return f"no figures: {kind}{' '.join(str(error).split())}"
 
 
 def save_png(figure, path):

@@ -78,7 +78,7 @@ def label(row):
 def verdict(reward, row, settings):
     """Whether this Improve's filter would keep an output, where τ is the same for all sources."""
     tau = row["threshold"]
-    if tau is None or not settings.one_line:
+    if tau is None or not settings.filter_is_global:
         return ""
     return "kept " if reward > tau or settings.inclusive and reward == tau else "dropped "
 
@@ -135,7 +135,7 @@ def look(run, settings, select, source_text, target_text):
             of_data = kept[D_g.human].mean() if D_g.human.any() else 0
             print(f"\nGrow {g}, Improve {i}: {settings.filter}, τ = {tau:.3f}, keeps "
                   f"{kept.sum()} of {len(kept)} pairs, {of_data:.0%} of D")
-            group = 0 * D_g.source if settings.one_line else D_g.source
+            group = 0 * D_g.source if settings.filter_is_global else D_g.source
             for title, index in chosen(D_g.reward[once], kept[once], group[once], settings.show):
                 print(f"  {title}")
                 for k in once[index]:

@@ -52,8 +52,8 @@ class Stopped(Exception):
 class InMemory:
     """A run that keeps nothing: `rest.rest(bc, task, settings)` in a notebook."""
 
-    def __init__(self, quiet=False):
-        self.quiet, self.events, self.checkpoint, self.times = quiet, [], None, {}
+    def __init__(self):
+        self.events, self.warned, self.checkpoint, self.times = [], set(), None, {}
 
     def begin(self, name):
         self.at_work, self.since = name, time.monotonic()
@@ -90,10 +90,10 @@ class InMemory:
         return lambda event: self.log("train", step=step, **event)
 
     def warn(self, text, kind=None):
-        if not any(e["event"] == "warning" and kind and e["kind"] == kind for e in self.events):
+        if (kind or text) not in self.warned:
+            self.warned.add(kind or text)
             self.log("warning", text=text, kind=kind)
-            if not self.quiet:
-                tqdm.write("warning: " + text)
+            tqdm.write("warning: " + text)
 
     def seconds(self, name):
         return self.times.get(name, 0.0)

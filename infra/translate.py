@@ -104,6 +104,8 @@ def translations(policy, texts, sources, first, reward, args):
 def chunks_of_stdin():
     """Yields (number of the first line, lines), as they come; what is not UTF-8 is refused."""
     left, number = b"", 0
+    if sys.stdin is None:  # closed
+        return
     while raw := on_main(partial(sys.stdin.buffer.read1, CHUNK)):
         whole, newline, left = (left + raw).rpartition(b"\n")
         if newline:

@@ -76,7 +76,7 @@ class FakeRun(InMemory):
     """Notes its steps, each of which took two seconds."""
 
     def __init__(self):
-        super().__init__(quiet=True)
+        super().__init__()
         self.steps = []
 
     def begin(self, name):

@@ -194,7 +194,7 @@ def test_inclusive_adds_only_what_lies_on_the_line(name):
         strict, kept = (FILTERS[name].keep(source, reward, value, inclusive)
                         for inclusive in (False, True))
         assert not (strict & ~kept).any()
-        group = 0 * source if FILTERS[name].one_line else source
+        group = 0 * source if FILTERS[name].is_global else source
         for x in set(group.tolist()):
             added = reward[(group == x) & kept & ~strict]
             assert len(set(added.tolist())) <= 1
@@ -324,7 +324,7 @@ def test_settings_that_are_worked_out():
     assert Settings(preferences=True, filter="gamma").thresholds == FILTERS["gamma"].thresholds
     for name, rule in FILTERS.items():
         assert Settings(filter=name).thresholds == rule.thresholds
-        assert Settings(filter=name).one_line == (name in ("threshold", "quantile"))
+        assert Settings(filter=name).filter_is_global == (name in ("threshold", "quantile"))
 
 
 @pytest.mark.parametrize("changes, expected", [

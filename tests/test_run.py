@@ -453,7 +453,7 @@ def test_a_torn_last_line_of_the_log_does_not_stop_a_resume():
     assert [e["event"] for e in events(run.folder)] == ["step", "warning"]
 
 
-@pytest.mark.parametrize("new", [lambda: opened(out="mine"), lambda: InMemory(quiet=True)])
+@pytest.mark.parametrize("new", [lambda: opened(out="mine"), lambda: InMemory()])
 def test_a_run_in_memory_does_what_a_folder_does(new):
     run, seen, made = new(), [], []
     assert step(run, "bc", lambda: {"x": 1}) == {"x": 1} and run.seconds("bc") > 0
