@@ -45,7 +45,8 @@ def draw(folder):
     if not (folder / "results.json").exists():
         raise UserError(f"{folder} holds no results.json: is it the folder of a finished run?")
     try:
-        import matplotlib
+        import matplotlib.figure
+        import PIL.Image  # noqa: F401 (save_png needs it)
     except ImportError:
         return []
     except Exception as error:  # one that is there and broken: a backend of Jupyter's, say
