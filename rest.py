@@ -397,7 +397,7 @@ def online(bc, task, settings, run=None):
     round to round. The way is cut into settings.ppo_rows parts. Yields (row, policy) after each.
     """
     run, chosen = run or InMemory(), sources_of_rounds(task, settings)
-    checks.check_start(bc, task, settings, run)
+    checks.check_start(bc, task, settings, run, "online_reward")
     hp = settings.training(updates=settings.ppo_updates, lr=settings.ppo_lr, warmup=0,
                            final_lr=1.0, dropout=False,
                            parts=settings.ppo_updates * settings.accumulate)

@@ -126,8 +126,11 @@ def check_task(task):
                         "eos")
 
 
-def check_start(bc, task, settings, run):
-    """Try the reward on some pairs of D; refuse to go on with a run of another task or reward."""
+def check_start(bc, task, settings, run, name="reward"):
+    """Try the reward on some pairs of D; refuse to go on with a run of another task or reward.
+
+    name: what the run calls the reward; online RL has its own, as Grow may have a new one each.
+    """
     if task.reward is None:
         raise UserError("the task has no reward")
     if settings.start == "base" and task.base is None:
@@ -139,7 +142,7 @@ def check_start(bc, task, settings, run):
              training_sources=hash_of(task.sources), eval_sources=hash_of(task.eval_sources),
              test_sources=hash_of(task.test_sources),
              pairs=hash_of(task.data.source, task.data.tokens, task.data.starts),
-             reward=[round(float(x), 3) for x in rewards])
+             **{name: [round(float(x), 3) for x in rewards]})
 
 
 # ---------------------------------------------------------------------- signs, as the run goes on

@@ -590,7 +590,7 @@ def test_what_prepare_prepares(finished, tmp_path, capsys):
     assert metrics["reward_error"] == pytest.approx(0.75 / np.sqrt(2))
 
 
-REFRESHED = ["--refresh", "--rated-sources", "61", "--no-ppo", "--best-of", "1"]
+REFRESHED = ["--refresh", "--rated-sources", "61", "--best-of", "1"]  # PPO has the last reward
 
 
 @pytest.fixture(scope="module")
@@ -633,7 +633,7 @@ def test_refresh_shares_the_ratings_out_over_the_grows(finished, refreshed):
     done = [e["step"] for e in events(refreshed) if e["event"] == "step"]
     assert done == ["rated-1", "reward", "evaluate-bc", "grow-1", "score-1", "improve-1-0",
                     "improve-1-1", "improve-1-2", "rated-2", "reward-2", "grow-2", "score-2",
-                    "improve-2-1", "best-of-n"]
+                    "improve-2-1", "ppo-1", "best-of-n"]
 
 
 def test_refresh_rates_the_policy_that_grows(refreshed):
