@@ -238,10 +238,13 @@ def train(settings, run, device):
     print(f"{run.folder}: ReST on an invented language, seed {settings.seed}, on {device}")
     toy = prepare(settings, run, device)
     task, language, bc = toy.task, toy.language, toy.bc
+    two_scales = ("(--refresh: each Grow has a reward model of its own, and PPO the last one: "
+                  "rewards of different Grows do not compare)")
     report = Report(run, ["reward", "greedy_reward", "oracle", "greedy_oracle", "entropy",
                           "kl_to_bc", "kept_samples", "kept_data", "samples", "distinct_samples",
-                          "seconds"], lambda policy, row: examples(policy, row, task, language,
-                                                                   settings))
+                          "seconds"],
+                    lambda policy, row: examples(policy, row, task, language, settings),
+                    two_scales if settings.refresh else "")
     report.add(bc_row(bc, task, settings, run), bc, show=True)
     name, policy = "ReST", bc
     for row, policy, D_g in rest.rest(bc, task, settings, run):

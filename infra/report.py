@@ -35,9 +35,11 @@ COLUMNS = {
 class Report:
     """Collects the rows of a run, and prints each as it comes, with a few examples."""
 
-    def __init__(self, run, columns, examples):
-        """columns: keys of COLUMNS; examples(policy, row) -> lines about fixed test sources."""
+    def __init__(self, run, columns, examples, note=""):
+        """columns: keys of COLUMNS; examples(policy, row) -> lines about fixed test sources; note:
+        to be printed under the table."""
         self.run, self.columns, self.examples, self.rows = run, columns, examples, []
+        self.note = note
         atomic_write(run.folder / "samples.txt", lambda file: None)  # begun anew
 
     def add(self, row, policy, show=False):
@@ -64,7 +66,7 @@ class Report:
         return f"{label(row):12}" + "".join(cells)
 
     def __str__(self):
-        return "\n".join(["", self.head(), *map(self.line, self.rows)])
+        return "\n".join(["", self.head(), *map(self.line, self.rows), *filter(None, [self.note])])
 
 
 def label(row):

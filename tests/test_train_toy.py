@@ -636,6 +636,21 @@ def test_refresh_shares_the_ratings_out_over_the_grows(finished, refreshed):
                     "improve-2-1", "ppo-1", "best-of-n"]
 
 
+def test_two_reward_scales_are_pointed_out(finished, refreshed, tmp_path, only_rows, capsys):
+    shutil.copytree(refreshed, tmp_path / "run")
+    main(tmp_path / "run", *REFRESHED, "--resume")
+    assert "rewards of different Grows do not compare" in capsys.readouterr().out
+    main(begin(finished, tmp_path / "plain", *DRAWN[:3]), "--no-ppo", "--best-of", "1")
+    assert "do not compare" not in capsys.readouterr().out
+
+
+def test_the_longest_translation_can_be_read_when_it_is_said_twice(finished):
+    """As the test of the reward model does it: nothing of it is cut."""
+    words = max(len(x) - 1 for x in Language(0).sources(2000, np.random.default_rng(0)))
+    longest = load(finished / "reward.pt")["config"]["max_len"]
+    assert words + 1 <= MAX_LEN and 2 * words + 1 <= longest
+
+
 def test_refresh_rates_the_policy_that_grows(refreshed):
     settings = settings_of(*REFRESHED)
     sources = Language(0).sources(61, stream("toy sources", settings.seed, 1))
