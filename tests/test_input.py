@@ -316,7 +316,7 @@ def test_show_takes_the_data_from_where_it_lies_now(stopped, tmp_path, capsys):
 # ---------------------------------------------------------------------------------- small corpora
 
 
-@pytest.mark.parametrize("pairs", [1, 5])
+@pytest.mark.parametrize("pairs", [1, pytest.param(5, marks=pytest.mark.slow)])
 def test_a_corpus_smaller_than_a_batch(tmp_path, capsys, no_figures, pairs):
     """Of a vocabulary that it cannot fill, and with every step there is."""
     folder = write_corpus(tmp_path / "corpus", train=pairs, held_out=pairs)

@@ -1385,8 +1385,8 @@ def test_a_grow_of_some_sources(bc, task):
 
 def test_a_small_Grow_is_drawn_at_once(bc, task):
     drawn = grown_samples(bc, task, SETTINGS, 2)
-    assert same(drawn, sample_outputs(bc, task.sources, 6, ("grow", SETTINGS.seed, 2, 0, 0), MAX_LEN,
-                                      0.8, batch_size=256))
+    assert same(drawn, sample_outputs(bc, task.sources, 6, ("grow", SETTINGS.seed, 2, 0, 0),
+                                      MAX_LEN, 0.8, batch_size=256))
 
 
 @pytest.mark.parametrize("temperatures, samples, shares", [

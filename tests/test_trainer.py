@@ -473,6 +473,7 @@ def test_only_to_a_gpu_a_copy_goes_by_pinned_memory_and_does_not_wait():
     assert pad([[3, 4], [5]]).tolist() == [[3, 4], [5, PAD]]
 
 
+@pytest.mark.slow
 def test_without_a_compiler_one_line_says_so(capsys):
     trainer_py.can_compile.cache_clear()
     torch._dynamo.reset()

@@ -185,7 +185,8 @@ def no_figures(monkeypatch):
 
 
 @pytest.mark.parametrize("done, kills", [
-    (7, 7), *(pytest.param(done, kills, marks=pytest.mark.slow) for done, kills in ((0, 7), (12, 6)))])
+    (7, 7), pytest.param(0, 7, marks=pytest.mark.slow),
+    pytest.param(12, 6, marks=pytest.mark.slow)])
 def test_killed_at_twenty_random_moments(whole, tmp_path, no_figures, done, kills):
     """Of the first steps, of those after so many, and of the last ones."""
     def begin():
@@ -343,7 +344,8 @@ def test_all_is_saved_before_the_end_is_printed(copied, no_figures, monkeypatch)
     assert {"results.json", "policy.pt", "reward.pt"} <= {x.name for x in copied.iterdir()}
 
 
-@pytest.mark.parametrize("backend, drawn", [("module://not.there", True), ("nonsense", False)])
+@pytest.mark.parametrize("backend, drawn", [
+    ("nonsense", False), pytest.param("module://not.there", True, marks=pytest.mark.slow)])
 def test_a_broken_matplotlib_ends_nothing(backend, drawn, copied, tmp_path):
     pytest.importorskip("matplotlib")
     (copied / "improve.png").unlink()
