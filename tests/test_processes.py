@@ -162,7 +162,6 @@ def runs(tmp_path_factory):
     return folder, first, second
 
 
-@pytest.mark.slow
 def test_two_processes_leave_the_same_files_as_one(runs):
     folder, *_ = runs
     one, two = ({str(path.relative_to(folder / name)) for path in (folder / name).rglob("*")}
