@@ -162,6 +162,7 @@ def runs(tmp_path_factory):
     return folder, first, second
 
 
+@pytest.mark.slow
 def test_two_processes_leave_the_same_files_as_one(runs):
     folder, *_ = runs
     one, two = ({str(path.relative_to(folder / name)) for path in (folder / name).rglob("*")}
@@ -169,6 +170,7 @@ def test_two_processes_leave_the_same_files_as_one(runs):
     assert one == two and "results.json" in one
 
 
+@pytest.mark.slow
 def test_two_processes_come_to_the_same_results_as_one(runs):
     folder, *_ = runs
     one, two = (json.loads((folder / name / "results.json").read_text())["rows"]
@@ -182,6 +184,7 @@ def test_two_processes_come_to_the_same_results_as_one(runs):
     assert len(drawn[0]) == len(drawn[1]) == 3 * 60
 
 
+@pytest.mark.slow
 def test_only_the_first_process_speaks_and_every_line_is_there_once(runs):
     folder, *both = runs
     for said, silent in both:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from test_train_mt import ENVIRONMENT
 from test_train_toy import TINY
 
@@ -51,6 +52,7 @@ def patch(folder, diff):
     path.write_text("\n".join(text) + "\n", encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_a_loss_a_filter_and_a_task_of_ones_own_are_a_few_lines_each(tmp_path):
     diffs = blocks("diff")
     assert len(diffs) == 3

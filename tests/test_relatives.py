@@ -251,10 +251,10 @@ SHORT = TINIER[:AT] + TINIER[AT + 5 :]  # without --grow 2 --improve 2 1, which 
     ("rest", [(0, 0), (1, 0), (1, 1), (1, 2), (2, 1)], None),
     ("raft", [(0, 0), (1, 1), (2, 1)], [1 / 4, 1 / 4]),
     ("rest-em", [(0, 0), (1, 1), (2, 1)], [3 / 4, 3 / 4]),
-    ("expert-iteration", [(0, 0), (1, 1), (2, 1)], [1, 1]),
-    ("rft", [(0, 0), (1, 1)], [1]),
-    ("llama2", [(0, 0), (1, 1), (2, 1)], [1 / 4, 1 / 8]),
-    ("policy-gradient", [(0, 0), (2, 1)], [1])])
+    ("policy-gradient", [(0, 0), (2, 1)], [1]),
+    pytest.param("expert-iteration", [(0, 0), (1, 1), (2, 1)], [1, 1], marks=pytest.mark.slow),
+    pytest.param("rft", [(0, 0), (1, 1)], [1], marks=pytest.mark.slow),
+    pytest.param("llama2", [(0, 0), (1, 1), (2, 1)], [1 / 4, 1 / 8], marks=pytest.mark.slow)])
 def test_every_method_runs_from_start_to_end(name, rows, kept, begun, tmp_path, rows_only):
     """With a threshold that all rewards are above, where the method has one for all sources."""
     folder = tmp_path / "run"

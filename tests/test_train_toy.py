@@ -394,8 +394,9 @@ def killed_inside(monkeypatch, folder, step, update, flags):
 
 
 @pytest.mark.parametrize("step, update, loss", [
-    ("bc", 7, "bc"), ("improve-1-1", 3, "bc"), ("improve-1-1", 5, "bc"), ("improve-1-1", 3, "gold"),
-    ("improve-1-1", 3, "oac"), ("improve-1-1", 3, "bvmpo")])
+    ("bc", 7, "bc"), ("improve-1-1", 3, "bc"), ("improve-1-1", 3, "gold"),
+    *(pytest.param("improve-1-1", update, loss, marks=pytest.mark.slow)
+      for update, loss in ((5, "bc"), (3, "oac"), (3, "bvmpo")))])
 def test_a_step_that_was_killed_goes_on_where_it_was(finished, tmp_path, monkeypatch, only_rows,
                                                       capsys, save_always, step, update, loss):
     flags = ["--stop-after", step, "--loss", loss, "--value-updates", "2", "--gold-sync", "4"]

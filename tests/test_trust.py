@@ -184,9 +184,8 @@ def no_figures(monkeypatch):
 # -------------------------------------------------------------------------------------- resuming
 
 
-@pytest.mark.parametrize("done, kills", [
-    (7, 7), pytest.param(0, 7, marks=pytest.mark.slow),
-    pytest.param(12, 6, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("done, kills", [(0, 7), (7, 7), (12, 6)])
 def test_killed_at_twenty_random_moments(whole, tmp_path, no_figures, done, kills):
     """Of the first steps, of those after so many, and of the last ones."""
     def begin():
