@@ -24,13 +24,16 @@ def run_cli(main):
     streams = sys.stdout, sys.stderr
     out, err = map(Forgiving, streams)
     sys.stdout, sys.stderr = out, err
+    handlers = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
     try:
-        signal.signal(signal.SIGTERM, terminate)
+        signal.signal(signal.SIGTERM, stop)
+        if handlers[1] is signal.default_int_handler:  # a shell's & has Ctrl-C ignored
+            signal.signal(signal.SIGINT, stop)
         processes.start()
         try:
             main()
-        except Stopped as stop:  # all processes stop at the same step
-            print(stop)
+        except Stopped as done:  # all processes stop at the same step
+            print(done)
         processes.end()
     except BrokenPipeError:  # nobody reads on
         out.silence()
@@ -43,16 +46,18 @@ def run_cli(main):
                     if of_memory(error) else " ".join(lines))
             print(f"error: {text}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt as stop:
+    except KeyboardInterrupt as stopped:
         if hasattr(signal, "setitimer"):
             signal.setitimer(signal.ITIMER_REAL, 0)
         if is_main():
             run = Run.latest() if Run.latest else None
             print(f"\nstopped{run.resume_command() if run else ''}", file=sys.stderr)
-        sys.exit(128 + (signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT))
+        sys.exit(128 + (signal.SIGTERM if isinstance(stopped, Terminated) else signal.SIGINT))
     finally:
         sys.stdout.flush()
         sys.stdout, sys.stderr = streams
+        for number, handler in zip((signal.SIGTERM, signal.SIGINT), handlers):
+            signal.signal(number, handler or signal.SIG_DFL)
 
 
 class Forgiving:
@@ -98,12 +103,12 @@ def of_memory(error):
             or isinstance(error, RuntimeError) and any(text in str(error) for text in said))
 
 
-def terminate(number, frame):
-    """Raise Terminated; and again in a second, should it be lost where exceptions are ignored."""
+def stop(number, frame):
+    """End the program; try again in a second, should this be lost where exceptions are ignored."""
     if hasattr(signal, "setitimer"):
-        signal.signal(signal.SIGALRM, terminate)
+        signal.signal(signal.SIGALRM, lambda *_: stop(number, None))
         signal.setitimer(signal.ITIMER_REAL, 1.0)
-    raise Terminated
+    raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
 
 
 def keep_memory():

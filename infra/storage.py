@@ -53,7 +53,9 @@ def atomic_write(path, put):
         os.replace(beside, path)
         flush_folder(path.parent)
     except (OSError, RuntimeError) as error:
-        error = error.__context__ or error  # torch.save makes a RuntimeError of a full disk
+        error = error.__context__ or error  # torch.save makes a RuntimeError of a full disk,
+        if not isinstance(error, Exception):  # and of a Ctrl-C
+            raise error from None
         raise UserError(f"{path}: cannot be written ({getattr(error, 'strerror', error)}); check "
                         "the folder, its permissions and the free space") from None
     finally:

@@ -1,11 +1,14 @@
-"""storage.py: the lock of a run's folder, and that it is given back whatever happens to the run."""
+"""Locks are given back, whatever happens; a signal ends a program, whatever it does."""
 
 import gc
 import os
+import signal
+import time
 
 import pytest
 
 from infra import storage
+from infra.cli import run_cli
 from infra.errors import UserError
 from infra.run import Run
 from infra.settings import RunSettings
@@ -143,3 +146,35 @@ def test_to_show_a_run_no_lock_is_needed(tmp_path):
     other = Other(tmp_path).lock()  # while another process works there
     opened(tmp_path, show=1)
     other.release()
+
+
+def test_ctrl_c_inside_of_a_save_is_no_full_disk(tmp_path):
+    """torch.save makes a RuntimeError of whatever is raised while it writes."""
+    def put(file):
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt:
+            raise RuntimeError("the writer failed")
+
+    with pytest.raises(KeyboardInterrupt):
+        storage.atomic_write(tmp_path / "file", put)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_that_is_lost_comes_again(number, code, capsys):
+    class Lossy:
+        def __del__(self):  # whatever is raised here is ignored
+            os.kill(os.getpid(), number)
+            time.sleep(0.01)
+
+    def main():
+        Lossy()
+        time.sleep(20)
+
+    before = [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)]
+    with pytest.raises(SystemExit) as ended:
+        run_cli(main)
+    assert ended.value.code == code and "stopped" in capsys.readouterr().err
+    assert before == [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)]
