@@ -161,9 +161,16 @@ def test_ctrl_c_inside_of_a_save_is_no_full_disk(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.fixture
+def heeds_sigint():  # a shell's & has it ignored
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_that_is_lost_comes_again(number, code, capsys):
+def test_a_signal_that_is_lost_comes_again(number, code, capsys, heeds_sigint):
     class Lossy:
         def __del__(self):  # whatever is raised here is ignored
             os.kill(os.getpid(), number)
