@@ -21,7 +21,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from infra.settings import setting
-from model import PAD, shift_right, token_logprobs
+from model import PAD, shift_right
 
 
 @dataclass
@@ -42,12 +42,11 @@ class PPOSettings:
 
     ppo_samples: int = setting(0, "samples drawn in all; 0: as many as one Grow", low=0)
     ppo_batch: int = setting(512, "samples drawn in each round", low=1)
-    ppo_group: int = setting(8, "of which so many share a source, and their mean reward as their "
-                             "baseline", low=2)
+    ppo_group: int = setting(8, "of them for each source; their mean reward is the baseline", low=2)
     ppo_updates: int = setting(4, "updates in each round", low=1)
     ppo_lr: float = setting(2e-4, "learning rate of PPO", low=0)
     ppo_kl: float = setting(0.1, "weight of PPO's KL to the BC policy", low=0)
-    ppo_rows: int = setting(1, "rows of the results along PPO's way", low=1)
+    ppo_rows: int = setting(1, "rows of the results, evenly spread over the rounds", low=1)
 
 
 # ------------------------------------------------------------------------------------ the formulas
@@ -128,7 +127,7 @@ def vmpo(logprobs, advantages, mask, log_eta, epsilon=0.1):
 def bvmpo(logprobs, advantages, kl, mask, log_eta, kl_weight, epsilon=0.1):
     """BVMPO:  L_VMPO + λ KL(π_behaviour ‖ π_θ), its λ = kl_weight annealed from 1 to 1e-5.
 
-    The behaviour policy is the one that grew D_g, and the advantages are taken against its value.
+    The KL is to the policy that grew D_g; the value is fitted to all of D_g, human pairs included.
     kl (B, T) is `kl_divergence` at each position; λ multiplies its mean over the tokens. The whole
     is multiplied by the number of tokens, so that the trainer treats it like the other losses.
     """
@@ -146,7 +145,7 @@ def ppo(logprobs, old_logprobs, advantages, kl, mask, clip=0.2, kl_weight=0.0):
     """PPO, proximal policy optimisation: the clipped surrogate (Schulman et al. 2017,
     arXiv:1707.06347, eq. 7) with a KL penalty:
 
-        -Σ_t min(ρ_t A_t, clamp(ρ_t, 1-ε, 1+ε) A_t) + β KL(π_θ ‖ π_BC)_t,   ρ_t = π_θ / π_old
+        -Σ_t [ min(ρ_t A_t, clamp(ρ_t, 1-ε, 1+ε) A_t) - β KL(π_θ ‖ π_BC)_t ],   ρ_t = π_θ / π_old
 
     ε = clip, β = kl_weight. All (B, T); kl is `kl_divergence` of the policy from the BC policy.
     """
@@ -170,7 +169,7 @@ class ReferenceModels:
 
     bc: nn.Module = None  # the BC policy: GOLD's p_MLE, PPO's anchor
     behaviour: nn.Module = None  # the policy that grew D_g: BVMPO's anchor
-    value: nn.Module = None  # its value V(x, y_<t): OAC, BVMPO
+    value: nn.Module = None  # V(x, y_<t), fitted to D_g: OAC, BVMPO
 
 
 class Loss(nn.Module):
@@ -206,8 +205,9 @@ class GOLD(Loss):
     def forward(self, logits, batch, update, updates):
         if update % self.settings.gold_sync == 0:  # π̃ becomes the policy of now
             self.frozen.load_state_dict(self.policy[0].state_dict())
-        return gold(chosen_logprobs(logits, batch), reference_logprobs(self.frozen, batch),
-                    reference_logprobs(self.reference.bc, batch), batch.mask,
+        frozen, mle = (chosen_logprobs(reference_logits(network, batch), batch)
+                       for network in (self.frozen, self.reference.bc))
+        return gold(chosen_logprobs(logits, batch), frozen, mle, batch.mask,
                     self.settings.gold_reward)
 
 
@@ -256,13 +256,8 @@ def chosen_logprobs(logits, batch):
 
 
 @torch.no_grad()
-def reference_logprobs(network, batch):
-    """The same (B, T) under a policy that is not trained; 0 on padding."""
-    return token_logprobs(network.eval(), batch.source, batch.tokens)
-
-
-@torch.no_grad()
 def reference_logits(network, batch):
+    """Of a policy that is not trained."""
     return network.eval()(batch.source, shift_right(batch.tokens)).float()  # (B, T, V)
 
 

@@ -139,7 +139,8 @@ class DecoderLayer(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Encoder-decoder with pre-norm, sinusoidal positions, and one embedding for all three uses."""
+    """Encoder-decoder with pre-norm and sinusoidal positions; sources, targets and logits share one
+    embedding."""
 
     def __init__(self, config):
         super().__init__()
@@ -244,7 +245,7 @@ class Cache:
     def advance(self):
         """Go to the next position, and have room for it: then `step` changes no shape."""
         if self.length == self.self_kv[0][0].size(2):
-            for layer_kv in self.self_kv:  # layer by layer, so that one at a time is there twice
+            for layer_kv in self.self_kv:  # layer by layer, so that only one is there twice
                 layer_kv[:] = [F.pad(x, (0, 0, 0, self.ROOM)) for x in layer_kv]
         self.length += 1
 
@@ -258,7 +259,8 @@ class Cache:
         """Find each row a place of its own in a rectangle B x N, among those of its source."""
         n = int(self.source.bincount().max())
         self.shape = len(self.mask), n
-        nth = torch.arange(len(self.source), device=self.source.device) % n  # n in a row all differ
+        # a source's rows are consecutive and at most n, so that their numbers modulo n all differ
+        nth = torch.arange(len(self.source), device=self.source.device) % n
         self.place = self.source * n + nth
 
     def group_by_source(self, x):
@@ -295,7 +297,7 @@ class Samples:
 
 
 CHECK_EVERY = {"cpu": 2, "cuda": 8}  # steps until a look at which rows have ended; on CUDA it waits
-SHRINK_BELOW = 0.9  # are fewer than this share of them left, the cache is copied without the others
+SHRINK_BELOW = 0.9  # when fewer than this share of the rows goes on, the others are dropped
 
 
 def sample(model, src, n_samples=1, max_len=None, temperature=1.0, top_k=0, top_p=1.0,
@@ -382,9 +384,9 @@ def inverse_cdf(probs, u, block=64):
     within = probs.gather(-1, ids.clamp(max=probs.size(-1) - 1))
     within = within.where(ids < probs.size(-1), 0.0).cumsum(-1)
     # the two ways of summing a block may round differently, so the point is held inside of it
-    rest = point - F.pad(sums, (1, 0)).gather(-1, k)
-    rest = torch.minimum(rest, within[..., -1:] * (1 - 1e-6)).clamp(min=0)
-    return (k * block + torch.searchsorted(within, rest, right=True))[..., 0]
+    point = point - F.pad(sums, (1, 0)).gather(-1, k)
+    point = torch.minimum(point, within[..., -1:] * (1 - 1e-6)).clamp(min=0)
+    return (k * block + torch.searchsorted(within, point, right=True))[..., 0]
 
 
 def truncate(probs, top_k, top_p):

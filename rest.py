@@ -12,11 +12,13 @@
         print(row["grow"], row["improve"], row["reward"])
 
 From top to bottom: settings, the task, filters, Grow, Improve, the two loops of Algorithm 1, online
-RL as a special case of them, and what is measured.
+RL as a special case of them, and best-of-N.
 
 What is not as in the paper: τ is by default a quantile of D_g's rewards, as absolute values need a
-reward whose scale one knows; an Improve is given up after `patience` evaluations without a better
-reward, and not after 500 000 updates. Left out: a reward model that learns along with the policy.
+reward whose scale one knows; an Improve stops after `patience` evaluations without a better reward,
+or after `updates` updates (the paper: always 500 000); its loss is the mean over the tokens of what
+is kept, where J(θ) divides by all of D_g. The reward stays the same for all Grows, unless
+`task.refresh` gives a new one for each.
 """
 
 import copy
@@ -29,8 +31,8 @@ import torch
 
 from infra import checks
 from infra.batches import collate
-from infra.measures import OnlineState, Tally, evaluate, mean_reward
-from infra.pairs import PART, Pairs, first_of_equal, score
+from infra.measures import OnlineState, Tally, evaluate, mean, mean_reward
+from infra.pairs import PART, Pairs, Parts, score
 from infra.relatives import Switches
 from infra.run import InMemory
 from infra.sampling import sample_outputs
@@ -48,6 +50,7 @@ from reward import ValueModel, train_value
 @dataclass
 class Settings(Switches, PPOSettings, LossSettings, Machine):
     """Algorithm 1: what the paper leaves open"""
+    # Switches (infra/relatives.py) are other methods' variants; by default they change nothing.
 
     grow: int = setting(2, "Grow steps G", low=0)
     improve: tuple[int, ...] = setting((4, 3), "Improve steps I, one number for each Grow; the "
@@ -88,7 +91,7 @@ class Settings(Switches, PPOSettings, LossSettings, Machine):
     @property
     def filter_is_global(self):
         """Whether one τ holds for all sources."""
-        return FILTERS[self.filter].is_global
+        return not FILTERS[self.filter].within_source
 
     def training(self, **changes):
         """The settings of one Improve's training."""
@@ -118,78 +121,71 @@ class Task:
 
 # -------------------------------------------------------------------------------------- filters
 #
-# (source (n,), reward (n,), threshold) -> booleans (n,): what lies strictly above a line. A line
-# for all sources also chooses between sources, and so favours easy ones; one for each does not.
+# A filter draws a line τ and keeps what lies strictly above it. One τ for all sources also chooses
+# between sources, and so favours easy ones; a τ for each source does not.
 
 
-def above(source, reward, tau, inclusive=False):
-    """The paper's F(x, y; τ) = 1[R(x, y) > τ]."""
+def above(reward, tau, inclusive=False):
+    """The paper's F(x, y; τ) = 1[R(x, y) > τ]: reward (n,), τ a number or (n,) -> booleans (n,)."""
     return reward >= tau if inclusive else reward > tau
 
 
-def above_quantile(source, reward, q, inclusive=False):
-    """The same, τ given as the quantile q in [0, 1] of all rewards of D_g."""
-    return above(source, reward, np.quantile(reward, q), inclusive)
+def quantile(source, reward, q):
+    """τ is the quantile q in [0, 1] of all rewards of D_g."""
+    return np.quantile(reward, q)
 
 
-def above_percentile(source, reward, p, inclusive=False):
-    """Above the percentile p in [0, 100] of its own source's rewards (A.7)."""
-    order, first, counts = by_source(source, reward)
-    ordered = reward[order].astype(np.float64)
-    at = first + p / 100 * (counts - 1)  # linear interpolation, as np.percentile does
+def percentile(source, reward, p):
+    """τ(x) is the percentile p in [0, 100] of the rewards of its own source (A.7)."""
+    _, of, counts = np.unique(source, return_inverse=True, return_counts=True)
+    ordered = reward[np.lexsort((reward, source))].astype(np.float64)
+    last = counts.cumsum() - 1
+    at = last - (1 - p / 100) * (counts - 1)  # linear interpolation, as np.percentile does
     low = np.floor(at).astype(int)
-    high = np.minimum(low + 1, first + counts - 1)
-    tau = ordered[low] + (at - low) * (ordered[high] - ordered[low])
-    return unsorted(order, above(source, ordered, np.repeat(tau, counts), inclusive))
+    high = np.minimum(low + 1, last)
+    return (ordered[low] + (at - low) * (ordered[high] - ordered[low]))[of]
 
 
-def above_gamma(source, reward, gamma, inclusive=False):
-    """Above τ(x) = γ max + (1 - γ) mean of its own source's rewards, γ rising (A.7)."""
-    order, first, counts = by_source(source, reward)
-    ordered = reward[order].astype(np.float64)
-    mean = np.add.reduceat(ordered, first) / counts
-    best = ordered[first + counts - 1]
-    tau = best - (1 - gamma) * (best - mean)  # so written, exact where all are equal
-    return unsorted(order, above(source, ordered, np.repeat(tau, counts), inclusive))
+def gamma(source, reward, gamma):
+    """τ(x) = γ max + (1 - γ) mean of the rewards of its own source, γ rising (A.7)."""
+    _, of, counts = np.unique(source, return_inverse=True, return_counts=True)
+    best, mean = np.full(len(counts), -np.inf), np.bincount(of, reward) / counts
+    np.maximum.at(best, of, reward)
+    return (best - (1 - gamma) * (best - mean))[of]  # so written, exact where all are equal
 
 
-def top(source, reward, k, inclusive=False):
-    """The k best of each source; of equal ones the earlier, whatever `inclusive` says."""
-    order, first, counts = by_source(source, reward)
-    from_end = np.repeat(first + counts, counts) - np.arange(len(order))  # 1 for the best
-    return unsorted(order, from_end <= k)
-
-
-def by_source(source, reward):
-    """The order by source, then reward; where each source begins in it, and its count."""
-    order = np.lexsort((-np.arange(len(source)), reward, source))
+def top(source, reward, k):
+    """Booleans (n,): the k best of each source; of equal ones the earlier."""
+    order = np.lexsort((-reward, source))  # a stable sort: of equal ones the earlier comes first
     _, first, counts = np.unique(source[order], return_index=True, return_counts=True)
-    return order, first, counts
-
-
-def unsorted(order, kept):
-    out = np.empty(len(order), bool)
-    out[order] = kept
-    return out
+    kept = np.empty(len(source), bool)
+    kept[order] = np.arange(len(source)) - np.repeat(first, counts) < k
+    return kept
 
 
 @dataclass
 class Filter:
-    """A filter, and the thresholds of Improve 1, 2, ..."""
+    """A filter: the line that it draws, or how it chooses without one."""
 
-    keep: Callable  # (source, reward, threshold, inclusive) -> booleans (n,)
-    thresholds: tuple  # by default
-    highest: float = 1.0  # threshold that makes sense
+    thresholds: tuple  # of Improve 1, 2, ..., by default
+    tau: Callable = None  # (source (n,), reward (n,), threshold) -> τ, a number or (n,)
+    choose: Callable = None  # the same -> booleans (n,)
+    highest: float = 1.0  # largest threshold that is valid
     falling: bool = False  # the thresholds fall from Improve to Improve
-    is_global: bool = False  # one τ for all sources, not one for each
+    within_source: bool = False  # there is no one τ for all sources
+
+    def keep(self, source, reward, threshold, inclusive=False):
+        if self.tau is None:
+            return self.choose(source, reward, threshold)
+        return above(reward, self.tau(source, reward, threshold), inclusive)
 
 
-FILTERS = {  # for --filter; the thresholds of the first are the paper's, from its second one on
-    "threshold": Filter(above, (0.7, 0.8, 0.9, 0.95, 0.99), is_global=True),
-    "quantile": Filter(above_quantile, (0.5, 0.7, 0.85, 0.95, 0.98), is_global=True),
-    "percentile": Filter(above_percentile, (50, 70, 80, 90, 95), highest=100),
-    "gamma": Filter(above_gamma, (0.2, 0.4, 0.6, 0.8, 0.9)),
-    "top": Filter(top, (4, 3, 2, 1), highest=float("inf"), falling=True),
+FILTERS = {  # for --filter; "threshold" has the paper's thresholds
+    "threshold": Filter((0.7, 0.8, 0.9, 0.95, 0.99), lambda source, reward, tau: tau),
+    "quantile": Filter((0.5, 0.7, 0.85, 0.95, 0.98), quantile),
+    "percentile": Filter((50, 70, 80, 90, 95), percentile, highest=100, within_source=True),
+    "gamma": Filter((0.2, 0.4, 0.6, 0.8, 0.9), gamma, within_source=True),
+    "top": Filter((4, 3, 2, 1), choose=top, highest=float("inf"), falling=True, within_source=True),
 }
 
 
@@ -200,15 +196,16 @@ def select(D_g, settings, i):
     """
     if i == 0:
         return np.ones(len(D_g), bool), None
-    value = settings.thresholds[min(i, len(settings.thresholds)) - 1]
-    kept = FILTERS[settings.filter].keep(D_g.source, D_g.reward, value, settings.inclusive)
+    rule, tau = FILTERS[settings.filter], settings.thresholds[:i][-1]  # the last one repeats
+    kept = rule.keep(D_g.source, D_g.reward, tau, settings.inclusive)
+    if not rule.within_source:
+        tau = rule.tau(D_g.source, D_g.reward, tau)
     if settings.human_data == "whole":
         kept = kept | D_g.human
     if settings.max_per_source:  # the first samples of a source are as good as any
         samples = kept & ~D_g.human
-        few = samples & top(D_g.source, np.where(samples, 1.0, 0.0), settings.max_per_source)
+        few = samples & top(D_g.source, samples.astype(float), settings.max_per_source)
         kept = kept & D_g.human | few
-    tau = np.quantile(D_g.reward, value) if settings.filter == "quantile" else value
     return kept, float(tau)
 
 
@@ -218,7 +215,8 @@ def select(D_g, settings, i):
 def grow(policy, task, settings, g, run, earlier=()):
     """Grow g -> (D_g = samples of the policy ∪ D, all scored once; its samples).
 
-    earlier: the samples of Grows before, where they are kept too. Both are made part by part.
+    earlier: the samples of Grows before, where they are kept too. Both steps are made part by part:
+    run.parts gives those that are still to be made, run.add keeps one, run.pairs joins them all.
     """
     # { (x, y): x ~ D, y ~ π_θ(·|x) }: so many samples of each source
     chosen, parts = choose_sources(task, settings, g), []
@@ -235,15 +233,9 @@ def grow(policy, task, settings, g, run, earlier=()):
     samples = run.pairs(f"grow-{g}")
 
     # ∪ D; every pair is annotated with R(x, y), once
-    drawn = [part for pairs in (*earlier, samples) for part in pairs.parts()]
-    data = [] if settings.human_data == "out" else list(task.data.parts())
-    new = None  # booleans for each drawn part: what is not there already
-    for k, part in run.parts(f"score-{g}", list(enumerate(drawn + data)),
-                             lambda D_g: checks.log_grow(D_g, samples, select, settings, g, run)):
-        if settings.distinct and k < len(drawn):
-            new = new or np.split(first_of_equal(*earlier, samples),
-                                  np.cumsum([len(part) for part in drawn])[:-1])
-            part = part.select(new[k])
+    pools = [*earlier, samples] + ([] if settings.human_data == "out" else [task.data])
+    for part in run.parts(f"score-{g}", Parts(pools, settings.distinct),
+                          lambda D_g: checks.log_grow(D_g, samples, select, settings, g, run)):
         run.add(score(part, task.sources, task.reward))
     return run.pairs(f"score-{g}"), samples
 
@@ -260,28 +252,28 @@ def choose_sources(task, settings, g):
 # -------------------------------------------------------------------------------------- Improve
 
 
-def improve(policy, pairs, sources, settings, hp, seed, loss=None, kept=None, evaluate=None,
+def improve(policy, pairs, sources, settings, hp, seed, loss=None, kept=None, held_out=None,
             **trainer_args):
     """Fine-tune `policy`, in place, on the pairs at `kept` (booleans (n,); default: on all).
 
     BC on D is this; so is each Improve, on what the filter kept, and each round of PPO.
-    loss: a losses.Loss; default: BC. evaluate(policy) -> a held-out score, higher is better: the
-    policy returns to the best checkpoint; without it all updates are made, the last weights stand.
+    loss: a losses.Loss; default: BC. held_out(policy) -> a score, higher is better: the policy
+    returns to the best checkpoint; without it all updates are made, and the last weights stand.
     """
-    kept = np.arange(len(pairs)) if kept is None else np.flatnonzero(kept)
+    items = np.arange(len(pairs)) if kept is None else np.flatnonzero(kept)
     device = policy.embedding.weight.device
     forward = compiled(policy, device) if settings.compile else policy
     loss = (loss or LOSSES["bc"](settings, policy, ReferenceModels())).to(device)
-    with Trainer(policy, pairs.padded_lengths(sources)[kept], pairs.lengths[kept], hp, seed, loss,
-                 names=pairs.source[kept], **trainer_args) as trainer:
+    with Trainer(policy, pairs.padded_lengths(sources)[items], pairs.lengths[items], hp, seed, loss,
+                 names=pairs.source[items], **trainer_args) as trainer:
         while True:
             # "while the reward on D_eval improves": evaluate now and then, remember the best
-            if evaluate and trainer.is_evaluation_due():
-                trainer.track_best(evaluate(policy))
+            if held_out and trainer.is_evaluation_due():
+                trainer.track_best(held_out(policy))
             if trainer.is_done():  # no better for a while, or all updates are made
                 break
             for index in trainer.next_update():  # one or several micro-batches
-                batch = collate(pairs, sources, kept[index], device)
+                batch = collate(pairs, sources, items[index], device)
                 with trainer.autocast():
                     logits = forward(batch.source, shift_right(batch.tokens)).float()  # (B, T, V)
                     # F · L: what the filter dropped is not among the pairs
@@ -291,17 +283,17 @@ def improve(policy, pairs, sources, settings, hp, seed, loss=None, kept=None, ev
     return trainer.result()
 
 
-def behaviour_cloning(policy, task, settings, hp=None, run=None, evaluate=None, **trainer_args):
+def behaviour_cloning(policy, task, settings, hp=None, run=None, held_out=None, **trainer_args):
     """Train π_θ on D: the step "bc" of a run -> the BC policy, a trained copy of `policy`.
 
-    The task keeps what it began with, as its `base`. evaluate, trainer_args: as for `improve`.
+    The task keeps what it began with, as its `base`. held_out, trainer_args: as for `improve`.
     """
     run, hp = run or InMemory(), hp or settings.training()
     task.base, policy = (policy, hp), copy.deepcopy(policy)
     saved = run.begin("bc")
     if saved is None:
         done = improve(policy, task.data, task.sources, settings, hp,
-                       seed_of("bc", settings.seed), evaluate=evaluate, checkpoint=run.checkpoint,
+                       seed_of("bc", settings.seed), held_out=held_out, checkpoint=run.checkpoint,
                        **{"log": run.logger("bc"), "title": "BC", **trainer_args})
         checks.check_bc(done, run)
         saved = run.end({"policy": policy.state_dict(), **done})
@@ -315,7 +307,7 @@ def behaviour_cloning(policy, task, settings, hp=None, run=None, evaluate=None, 
 def rest(bc, task, settings, run=None):
     """Algorithm 1, from the BC policy on. Yields (row, policy, D_g) after each Improve.
 
-    run: what keeps each step, so that it can be gone on with (infra/run.py); by default nothing is
+    run: keeps each step on disk, so that it can be resumed (infra/run.py); by default nothing is
     kept. `bc` and `task` stay as they are.
     """
     run, task = run or InMemory(), replace(task)
@@ -345,11 +337,11 @@ def improve_step(policy, D_g, kept, task, settings, reference, run, row):
     """One Improve on what is kept -> (new policy, its row). Nothing kept: the policy stays."""
     g, i = row["grow"], row["improve"]
     hp = settings.training(lr=settings.lr * settings.lr_decay**i)  # lower for each Improve
-    start = {"previous": policy, "bc": reference.bc}.get(settings.start)
-    if settings.start == "base":
-        start, hp = task.base
+    start, hp = {"previous": (policy, hp), "bc": (reference.bc, hp), "base": task.base}[
+        settings.start]
     new = copy.deepcopy(start if kept.any() else policy)
-    evaluations = {"best": lambda policy: mean_reward(policy, task, settings), "last": None}
+    held_out = {"best": lambda policy: mean_reward(policy, task, settings),
+                "last": None}[settings.checkpoint]
 
     saved = run.begin(f"improve-{g}-{i}")
     if saved is None:
@@ -358,9 +350,9 @@ def improve_step(policy, D_g, kept, task, settings, reference, run, row):
         if kept.any():
             loss = LOSSES[row["loss"]](settings, new, reference)
             done = improve(new, D_g, task.sources, settings, hp,
-                           seed_of("improve", settings.seed, g, i), loss, kept,
-                           evaluations[settings.checkpoint], log=run.logger(f"improve-{g}-{i}"),
-                           checkpoint=run.checkpoint, title=f"Improve {g},{i}")
+                           seed_of("improve", settings.seed, g, i), loss, kept, held_out,
+                           log=run.logger(f"improve-{g}-{i}"), checkpoint=run.checkpoint,
+                           title=f"Improve {g},{i}")
         row = row | {"updates": done["updates"], "tokens_trained": done["tokens"],
                      "train_seconds": done["seconds"]}
         row |= evaluate(new, reference.bc, task, settings)
@@ -394,7 +386,7 @@ def online(bc, task, settings, run=None):
 
     A Grow of a few hundred samples; a few updates of PPO, whose KL to the BC policy takes the place
     of D as the anchor; and again, until settings.ppo_samples are drawn. The optimiser lives on from
-    round to round. The way is cut into settings.ppo_rows parts. Yields (row, policy) after each.
+    round to round. Yields (row, policy) settings.ppo_rows times on the way, and at its end.
     """
     run, chosen = run or InMemory(), sources_of_rounds(task, settings)
     checks.check_start(bc, task, settings, run, "online_reward")
@@ -467,8 +459,3 @@ def best_of_n(policy, task, settings, counts=(1, 2, 4, 8, 16, 32, 64)):
     for n in counts:
         best = np.arange(len(reward)) * max(counts) + reward[:, :n].argmax(1)
         yield n, drawn.select(best)
-
-
-def mean(x):
-    """Of numbers or booleans; None if there are none."""
-    return float(x.mean()) if len(x) else None

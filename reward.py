@@ -14,8 +14,6 @@ Bradley-Terry score is only defined up to an offset per source: it ranks the out
 and belongs with the per-source filters, never with one global threshold.
 """
 
-import copy
-
 import numpy as np
 import torch
 import torch.nn as nn
@@ -42,11 +40,11 @@ class PolicyWithHead(nn.Module):
         with torch.random.fork_rng([]):  # the head does not depend on what was drawn before
             torch.manual_seed(0)
             model = cls(policy.config).to(policy.embedding.weight.device)
-        model.body.load_state_dict(copy.deepcopy(policy.state_dict()))
+        model.body.load_state_dict(policy.state_dict())
         return model
 
     def states(self, src, tokens):
-        """The decoder's states s_t = (x, y_<t) before each token y_t: (B, T, D)."""
+        """The decoder's hidden states s_t, of the prefix (x, y_<t) before each y_t: (B, T, D)."""
         return self.body.decode(shift_right(tokens), *self.body.encode(src))
 
 
@@ -133,7 +131,7 @@ def train_reward(model, sources, rated, hp, seed, preferences=False, **trainer_a
 
 
 def preference_pairs(rated, seed):
-    """Indices (winners, losers): the outputs of each source, in random pairs, ties left out."""
+    """Indices (winners, losers): neighbours in a random order of each source's outputs; no ties."""
     order = stream("preferences", seed).permutation(len(rated))
     order = order[np.argsort(rated.source[order], kind="stable")]
     left, right = order[:-1], order[1:]

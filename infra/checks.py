@@ -51,6 +51,8 @@ def try_filter(rule):
     kept = np.asarray(rule.keep(source, reward, rule.thresholds[0], False))
     if kept.shape != (6,) or kept.dtype != bool:
         raise UserError(f"it returned {kept.dtype} {kept.shape} for 6 pairs, not 6 booleans")
+    if not rule.within_source and np.ndim(rule.tau(source, reward, rule.thresholds[0])) > 0:
+        raise UserError("its τ is not one number for all sources: say within_source=True")
 
 
 def try_loss(loss_class, settings, references):

@@ -19,6 +19,11 @@ def mean_reward(policy, task, settings):
     return float(score(drawn, task.eval_sources, task.reward).reward.mean())
 
 
+def mean(x):
+    """Of numbers or booleans; None if there are none."""
+    return float(x.mean()) if len(x) else None
+
+
 def evaluate(policy, bc, task, settings):
     """The measures of a row, on test sources; rewards in [0, 1], entropy and KL in nats a token."""
     how = {"max_len": task.max_len, **settings.decoding()}

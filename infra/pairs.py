@@ -12,6 +12,7 @@ only that is read which a batch asks for.
 Left out: compression (the arrays could not be mapped then), and changing what lies on disk.
 """
 
+import functools
 import json
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -184,6 +185,32 @@ def first_of_equal(*pools):
     first = np.zeros(len(hashes), bool)
     first[np.unique(hashes, return_index=True)[1]] = True
     return first
+
+
+class Parts:
+    """The parts of several Pairs, one after the other, each made when it is asked for.
+
+    distinct: without samples that equal an earlier one of their source.
+    """
+
+    def __init__(self, pools, distinct=False):
+        self.pools, self.distinct = pools, distinct
+        self.views = [part for pairs in pools for part in pairs.parts()]
+
+    @functools.cached_property
+    def new(self):
+        """Booleans for each part."""
+        human = np.concatenate([pairs.human for pairs in self.pools])
+        ends = np.cumsum([len(part) for part in self.views])
+        return np.split(first_of_equal(*self.pools) | human, ends[:-1])
+
+    def __len__(self):
+        return len(self.views)
+
+    def __getitem__(self, k):
+        if not self.distinct or self.new[k].all():
+            return self.views[k]
+        return self.views[k].select(self.new[k])
 
 
 # --------------------------------------------------------------------------------------- rewards

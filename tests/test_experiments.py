@@ -233,7 +233,7 @@ def test_the_code_hash_is_of_the_code_alone(monkeypatch):
                             if self == ROOT / file else read(self))
         return hash_of(*files)
 
-    assert changed("rest.py", '"""The k best', '"""The k very best') == before
+    assert changed("rest.py", '"""Booleans (n,): the k best', '"""The k very best') == before
     assert changed("rest.py", "import numpy as np", "import numpy as np  # numbers") == before
     assert changed("rest.py", "reward > tau", "reward >= tau") != before
     assert changed("infra/sampling.py", "tokens != PAD", "tokens > PAD") != before

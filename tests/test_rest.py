@@ -194,7 +194,7 @@ def test_inclusive_adds_only_what_lies_on_the_line(name):
         strict, kept = (FILTERS[name].keep(source, reward, value, inclusive)
                         for inclusive in (False, True))
         assert not (strict & ~kept).any()
-        group = 0 * source if FILTERS[name].is_global else source
+        group = source if FILTERS[name].within_source else 0 * source
         for x in set(group.tolist()):
             added = reward[(group == x) & kept & ~strict]
             assert len(set(added.tolist())) <= 1
@@ -643,7 +643,7 @@ def test_improve_with_each_loss(loss, bc, task, D_g):
     events = []
     hp = SETTINGS.training(updates=4, evaluate_every=2, accumulate=2)
     done = improve_by(loss, policy, reference, D_g, task, hp, log=events.append,
-                      evaluate=lambda policy: float(len(events)))
+                      held_out=lambda policy: float(len(events)))
     assert done["updates"] == 4
     assert all(np.isfinite(event["loss"]) for event in events)
     assert weights(policy).isfinite().all()
@@ -668,12 +668,12 @@ def test_an_interrupted_improve_goes_on_as_if_it_had_not_been(loss, bc, task, D_
     def run(stop_at=None):
         policy, looks = copy.deepcopy(bc), itertools.count()
 
-        def evaluate(policy):
+        def held_out(policy):
             if next(looks) == stop_at:
                 raise KeyboardInterrupt
             return float((policy.embedding.weight - bc.embedding.weight).detach().abs().sum())
 
-        improve_by(loss, policy, reference, D_g, task, hp, evaluate=evaluate,
+        improve_by(loss, policy, reference, D_g, task, hp, held_out=held_out,
                    checkpoint=Checkpoint(path))
         return weights(policy)
 
@@ -1115,8 +1115,8 @@ def test_a_new_loss_is_one_class_and_one_line(bc, task, monkeypatch):
 
 
 def test_a_new_filter_is_one_function_and_one_line(bc, task, monkeypatch):
-    keep = lambda source, reward, value, inclusive: reward * 2 > value
-    monkeypatch.setitem(FILTERS, "mine", Filter(keep, (1.0, 1.5), highest=2.0))
+    monkeypatch.setitem(FILTERS, "mine", Filter((1.0, 1.5), lambda source, reward, value: value / 2,
+                                                highest=2.0))
     settings = parse(train_toy.Settings, ["--filter", "mine"])
     assert (settings.filter, settings.thresholds) == ("mine", (1.0, 1.5))
     row, _, D_g = small_rest(bc, task, filter="mine", thresholds=(1.5,))[-1]
@@ -1129,10 +1129,10 @@ def test_each_new_filter_is_tried(monkeypatch):
     """Also one that lies in memory where a good one lay before."""
     monkeypatch.setitem(FILTERS, "mine", None)
     for _ in range(5):
-        FILTERS["mine"] = Filter(rest.above, (0.5,))
+        FILTERS["mine"] = Filter((0.5,), rest.quantile)
         Settings(filter="mine")
         FILTERS["mine"] = None
-        FILTERS["mine"] = Filter(lambda: None, (0.5,))
+        FILTERS["mine"] = Filter((0.5,), lambda: None)
         with pytest.raises(UserError):
             Settings(filter="mine")
 
@@ -1166,14 +1166,16 @@ def test_a_broken_loss_is_refused_before_anything_is_trained(answer, said, monke
     assert text.startswith("--loss broken cannot be used: ") and said in text
 
 
-@pytest.mark.parametrize("keep, said", [
-    (lambda source, reward, value, inclusive: 1 / 0, "ZeroDivisionError"),
-    (lambda source, reward, value: reward > value, "positional argument"),
-    (lambda source, reward, value, inclusive: reward, "it returned float32"),
-    (lambda source, reward, value, inclusive: reward[1:] > value, "for 6 pairs, not 6 booleans"),
-    (lambda source, reward, value, inclusive: np.flatnonzero(reward > value), "not 6 booleans")])
-def test_a_broken_filter_is_refused_before_anything_is_trained(keep, said, monkeypatch):
-    monkeypatch.setitem(FILTERS, "broken", Filter(keep, (0.5,)))
+@pytest.mark.parametrize("how, said", [
+    (dict(tau=lambda source, reward, value: 1 / 0), "ZeroDivisionError"),
+    (dict(tau=lambda reward, value: value), "positional argument"), ({}, "NoneType"),
+    (dict(tau=lambda source, reward, value: reward), "say within_source=True"),
+    (dict(choose=lambda source, reward, value: reward), "it returned float32"),
+    (dict(choose=lambda source, reward, value: reward[1:] > value), "for 6 pairs, not 6 booleans"),
+    (dict(choose=lambda source, reward, value: np.flatnonzero(reward > value)), "not 6 booleans"),
+    (dict(choose=lambda source, reward, value: reward > value), "NoneType")])
+def test_a_broken_filter_is_refused_before_anything_is_trained(how, said, monkeypatch):
+    monkeypatch.setitem(FILTERS, "broken", Filter((0.5,), **how))
     text = one_line_error(filter="broken")
     assert text.startswith("--filter broken cannot be used: ") and said in text
 
