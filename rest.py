@@ -80,7 +80,8 @@ class Settings(Switches, PPOSettings, LossSettings, Machine):
     def __post_init__(self):
         check_settings(self)
         if self.filter == "auto":  # a preference model's scores have a free offset per source
-            self.filter = "percentile" if self.preferences else "quantile"
+            by_source = self.preferences and not self.thresholds
+            self.filter = "percentile" if by_source else "quantile"
         checks.check_algorithm(self, FILTERS, LOSSES, ReferenceModels)
 
     def improves(self, g):

@@ -31,7 +31,7 @@ from infra.measures import bc_row, best_of_n_step, mean_reward
 from infra.own_reward import own_reward
 from infra.pairs import Pairs, score
 from infra.relatives import METHODS
-from infra.report import Report, finish, label, look, verdict
+from infra.report import Report, finish, label, look
 from infra.reward_metrics import evaluate_reward_model, reference_above, table, unit_tests
 from infra.run import Run, hash_of
 from infra.sampling import sample_outputs
@@ -337,7 +337,7 @@ def train(texts, settings, run, device):
     report = Report(run, ["reward", "greedy_reward", "bleu", "beam_bleu", "chrf", "val_reward",
                           "val_bleu", "entropy", "kl_to_bc", "kept_samples", "kept_data", "samples",
                           "seconds"],
-                    lambda policy, row: examples(policy, row, task, texts, settings))
+                    shown(texts), lambda policy: show(policy, task, texts, settings))
     row, policy = bc_row(bc, task, settings, run), bc
     report.add(row, policy)
     for row, policy, D_g in rest.rest(bc, task, settings, run):
@@ -355,22 +355,19 @@ def train(texts, settings, run, device):
         "", row["signature"], *before_and_after({"BC": bc, last: policy}, task, texts)]))
 
 
-def examples(policy, row, task, texts, settings, count=5):
-    """Fixed test sentences: source, reference, a greedy output and a sample with their rewards.
+def shown(texts, count=5):
+    """Fixed test sentences with their reference, for `Report` -> lines of text for each."""
+    return [[f"{'source':12}{source}", f"{'reference':12}{reference}"] for source, reference in
+            zip(texts["test"].sources[:count], texts["test"].targets[:count])]
 
-    Behind a reward stands whether this Improve's τ would keep the output.
-    """
-    sources, lines = task.test_sources[:count], []
-    seed = ("examples", settings.seed)
-    outputs = [score(sample_outputs(policy, sources, 1, seed, task.max_len, temperature=t),
-                          sources, task.reward) for t in (0, 1)]
-    for i in range(len(sources)):
-        lines += [f"{'source':11}{texts['test'].sources[i]}",
-                  f"{'reference':11}{texts['test'].targets[i]}"]
-        lines += [f"{name} {100 * drawn.reward[i]:3.0f} {verdict(drawn.reward[i], row, settings)}"
-                  f"{texts.text(drawn.target(i))}"
-                  for name, drawn in zip(("greedy", "sample"), outputs)]
-    return lines
+
+def show(policy, task, texts, settings, count=5):
+    """The reward and text of a policy's greedy outputs for these sentences -> a line for each."""
+    sources = task.test_sources[:count]
+    drawn = score(sample_outputs(policy, sources, 1, 0, task.max_len, temperature=0), sources,
+                  task.reward)
+    return [f"{100 * reward:3.0f} {texts.text(y)}"
+            for reward, y in zip(drawn.reward, drawn.targets())]
 
 
 def before_and_after(policies, task, texts, count=5):

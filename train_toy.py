@@ -1,14 +1,20 @@
-"""ReST on an invented language pair, start to finish on a CPU.
+"""ReST on a problem of our own, start to finish on a CPU: an invented language, or sums.
 
-    python train_toy.py                          # the whole demo; --help lists every setting
+    python train_toy.py                          # the demo: the language; --help lists the settings
+    python train_toy.py --preset quick           # the same, small, in half a minute
+    python train_toy.py --task sums              # answers that can be checked need no reward model
 
-A source is 4 to 10 invented words. Its translation replaces each word by a lexicon, and an
-adjective changes places with the word that follows it: so each source has one right translation,
-and an *oracle* can score any output exactly. The human demonstrations are wrong in a quarter of
-their words: some at random, but more because most demonstrators share a habit, a fixed wrong word
-for some source words, which no way of decoding a cloned policy can undo. Raters score outputs from
-0 to 6, with noise; a reward model learns from them, and ReST sees nothing but that reward model.
-The oracle stands in for the paper's human evaluation: reported, never trained on or chosen by.
+The language. A source is 8 to 16 invented words. Its translation replaces each word by a lexicon, an
+adjective changes places with the word that follows it, and takes the ending that the word before it
+asks for. So each source has one right translation, and an *oracle* can score any output exactly. In
+the human demonstrations four words of ten are wrong: some at random, but most by habit, a fixed
+wrong word for half of the nouns, which no way of decoding a cloned policy can undo. Raters score
+outputs from 0 to 6, with noise; a reward model learns from them, and ReST sees nothing but that
+reward model. The oracle stands in for the paper's human evaluation: it is reported, and nothing is
+trained on it or chosen by it.
+
+The sums. A source is 4 to 7 digits, the output is their running total, whose last number is the
+answer; people often forget a carry. The reward is 1 for the right answer, and 0 for another.
 
 Left out: everything about real text, which train_mt.py has.
 """
@@ -25,7 +31,7 @@ from infra.errors import UserError, as_user_error
 from infra.measures import bc_row, best_of_n_step
 from infra.pairs import Pairs, score
 from infra.relatives import METHODS
-from infra.report import Report, finish, label, look, verdict
+from infra.report import Report, finish, look
 from infra.reward_metrics import evaluate_reward_model, reference_above, table, unit_tests
 from infra.run import Run
 from infra.sampling import sample_outputs
@@ -34,22 +40,19 @@ from infra.settings import RunSettings, parse, setting
 from infra.storage import load_weights
 from model import EOS, Config, Transformer
 
-WORDS, HABITS, ADJECTIVES = 32, 10, 8  # of the language
-HABIT_RATE, NOISE_RATE = 0.55, 0.07  # how often a habit, a random word, spoils a demonstration
-MAX_LEN = 16  # tokens of an output
-LONGEST = 24  # that a network can read: the longest translation, said twice
-
 
 @dataclass
 class Settings(rest.Settings, RunSettings):
-    """The demo: the invented language, BC, ratings, reward model"""
+    """The demo: the problem, BC, ratings, reward model"""
 
     task: str = setting("language", "what is to be learned", choices=lambda: TASKS)
+    shortest: int = setting(8, "words of the shortest source", low=1)
+    longest: int = setting(16, "words of the longest source", low=1)
     demonstrations: int = setting(4000, "human pairs D", low=1)
-    rated_sources: int = setting(3000, "sources whose outputs are rated", low=1)
-    rated_temperatures: tuple[float, ...] = setting((0.8, 1.0, 1.5, 2.0), "sampling temperatures "
+    rated_sources: int = setting(500, "sources whose outputs are rated", low=1)
+    rated_temperatures: tuple[float, ...] = setting((0.6, 0.8, 1.0, 1.3), "sampling temperatures "
                                                     "of the rated outputs of each", low=0)
-    rating_noise: float = setting(0.7, "standard deviation of a rating, on the scale of 0 to 6",
+    rating_noise: float = setting(1.0, "standard deviation of a rating, on the scale of 0 to 6",
                                   low=0)
     refresh: bool = setting(False, "split the ratings over the Grows: before each, its "
                             "policy's outputs are rated, and the reward model is trained anew on "
@@ -62,15 +65,15 @@ class Settings(rest.Settings, RunSettings):
     d_model: int = setting(64, "width of the transformers", low=1)
     layers: int = setting(1, "encoder layers, and decoder layers", low=1)
     dropout: float = setting(0.1, "dropout", low=0, high=0.9)
-    bc_updates: int = setting(800, "most updates of BC", low=1)
-    bc_lr: float = setting(3e-3, "peak learning rate of BC", low=0)
-    reward_updates: int = setting(600, "most updates of the reward model", low=1)
+    bc_updates: int = setting(1000, "most updates of BC", low=1)
+    bc_lr: float = setting(6e-3, "peak learning rate of BC", low=0)
+    reward_updates: int = setting(300, "most updates of the reward model", low=1)
     reward_lr: float = setting(2e-3, "peak learning rate of the reward model", low=0)
     eval_sources: int = setting(400, "sources of D_eval", low=2)
-    test_sources: int = setting(1000, "test sources", low=1)
+    test_sources: int = setting(600, "test sources", low=1)
     ppo: bool = setting(True, "run the PPO baseline")
     ppo_lr: float = setting(4e-4, "learning rate of PPO", low=0)
-    ppo_kl: float = setting(0.03, "weight of PPO's KL to the BC policy", low=0)
+    ppo_kl: float = setting(0.1, "weight of PPO's KL to the BC policy", low=0)
     best_of: int = setting(64, "largest N of best-of-N", low=1, free=True)
 
     def __post_init__(self):
@@ -78,72 +81,120 @@ class Settings(rest.Settings, RunSettings):
         if self.refresh and self.rated_sources < self.grow:
             raise UserError(f"--refresh splits --rated-sources {self.rated_sources} over "
                             f"--grow {self.grow} Grows: too few")
+        if self.longest < self.shortest:
+            raise UserError(f"--longest {self.longest} is below --shortest {self.shortest}")
 
 
-# ------------------------------------------------------------------------------------ the language
+PRESETS = {"default": {},
+           "quick": dict(shortest=4, longest=8, demonstrations=2000, batch_tokens=512, bc_updates=500,
+                         rated_sources=400, reward_updates=150, updates=60, evaluate_every=30,
+                         eval_sources=200, test_sources=300, samples=4, best_of=16)}
+
+# ------------------------------------------------------------------------------------ the problems
+#
+# A problem is a class with what `Language` has: sizes, sources, demonstrations, the right answer and
+# an oracle; and, if it can check an output itself, a reward.
+
+WORDS, ADJECTIVES, HABITS = 32, 8, 16  # of the language; habits are of nouns alone
+HABIT_RATES = 0.4, 0.95  # each habit has its own rate, at which it takes the right word's place
+FORGOTTEN, RANDOM = 0.4, 0.07  # rates at which an ending is forgotten, a word a random one
 
 
 class Language:
-    """An invented pair of languages. Ids: 0-2 special, then the source words, then the target's."""
+    """An invented pair of languages. Ids: 0-2 special, then the source words, then the target's:
+    one for each word, and a second form of each adjective."""
 
-    def __init__(self, seed):
-        rng = stream("language", seed)
+    usual = {}  # settings that are not as by default
+    reward = None  # it has to be learned
+
+    def __init__(self, settings):
+        rng = stream("language", settings.seed)
+        self.lengths = settings.shortest, settings.longest + 1
+        self.max_len = settings.longest + 4  # tokens of an output
+        self.positions = 2 * settings.longest + 4  # of a network: room for a translation said twice
         self.first_source, self.first_target = 3, 3 + WORDS
-        self.vocab_size = 3 + 2 * WORDS
+        self.vocab_size = 3 + 2 * WORDS + ADJECTIVES
         self.lexicon = self.first_target + rng.permutation(WORDS)  # source word -> target id
-        self.adjective = np.zeros(WORDS, bool)
-        self.adjective[rng.choice(WORDS, ADJECTIVES, replace=False)] = True
-        self.habit = self.lexicon.copy()  # what demonstrators like to say instead
-        for word in rng.choice(WORDS, HABITS, replace=False):
-            others = np.delete(np.arange(WORDS), self.lexicon[word] - self.first_target)
-            self.habit[word] = self.first_target + rng.choice(others)
+        adjectives = rng.choice(WORDS, ADJECTIVES, replace=False)
+        self.is_adjective = np.isin(np.arange(WORDS), adjectives)
+        # a target word asks for the first ending or the second of an adjective behind it
+        both = np.stack([self.lexicon[adjectives], np.arange(3 + 2 * WORDS, self.vocab_size)])
+        self.asks = rng.integers(0, 2, self.vocab_size)
+        self.asks[both] = [[0], [1]]
+        self.form = np.tile(np.arange(self.vocab_size), (2, 1))  # ending, target id -> target id
+        self.form[:, both] = both[:, None]
+        nouns = np.flatnonzero(~self.is_adjective)
+        self.habit, self.habit_rate = self.lexicon.copy(), np.zeros(WORDS)
+        for word in rng.choice(nouns, HABITS, replace=False):
+            self.habit[word] = rng.choice(np.setdiff1d(self.lexicon[nouns], self.lexicon[word]))
+            self.habit_rate[word] = rng.uniform(*HABIT_RATES)
         self.names = ["", "", "", *syllables(rng, "ptkmnslr", "aiu"),
                       *syllables(rng, "bdgvzfhj", "eo")]
+        self.names += [self.names[i] + "n" for i in both[0]]
 
     def sources(self, n, rng):
         """n random sources, ids that end in eos."""
-        return [np.append(self.first_source + rng.integers(0, WORDS, rng.integers(4, 11)), EOS)
-                for _ in range(n)]
+        return [np.append(self.first_source + rng.integers(0, WORDS, rng.integers(*self.lengths)),
+                          EOS) for _ in range(n)]
 
     def reordered(self, source):
         """The source's words, each adjective behind the word that it stood before."""
         words = list(source[:-1] - self.first_source)
         i = 0
         while i + 1 < len(words):
-            if self.adjective[words[i]]:
+            if self.is_adjective[words[i]]:
                 words[i], words[i + 1] = words[i + 1], words[i]
                 i += 1
             i += 1
         return np.array(words)
 
-    def translate(self, source):
+    def agreeing(self, target, forgotten):
+        """Target words, each adjective with the ending that the word before it asks for."""
+        target = target.copy()
+        for i in range(len(target)):
+            ending = 0 if i == 0 or forgotten[i] else self.asks[target[i - 1]]
+            target[i] = self.form[ending, target[i]]
+        return target
+
+    def answer(self, source):
         """The right translation, ending in eos."""
-        return np.append(self.lexicon[self.reordered(source)], EOS)
+        words = self.lexicon[self.reordered(source)]
+        return np.append(self.agreeing(words, np.zeros(len(words), bool)), EOS)
 
     def demonstrate(self, source, rng):
-        """A human's translation: about a quarter of its words wrong, most of them by habit."""
+        """A human's translation, with habits, random words and forgotten endings."""
         words = self.reordered(source)
-        habit = rng.random(len(words)) < HABIT_RATE
-        target = np.where(habit, self.habit[words], self.lexicon[words])
-        noise = rng.random(len(words)) < NOISE_RATE
+        by_habit, at_random, forgotten = rng.random((3, len(words))) < np.stack(
+            [self.habit_rate[words], np.full(len(words), RANDOM), np.full(len(words), FORGOTTEN)])
+        target = np.where(by_habit, self.habit[words], self.lexicon[words])
         random = rng.integers(self.first_target, self.vocab_size, len(words))
-        return np.append(np.where(noise, random, target), EOS)
+        return np.append(self.agreeing(np.where(at_random, random, target), forgotten), EOS)
+
+    def right(self, source, output):
+        """Booleans: which words of an output are right, and in their place.
+
+        An adjective has to agree with the word that the output has before it, right or wrong.
+        """
+        words = output[:-1] if len(output) and output[-1] == EOS else output
+        wanted, right = self.lexicon[self.reordered(source)], np.zeros(len(words), bool)
+        n = min(len(words), len(wanted))
+        endings = np.append(0, self.asks[words])[:n]
+        endings[:1] = 0
+        right[:n] = self.form[endings, wanted[:n]] == words[:n]
+        return right
 
     def oracle(self, sources, outputs):
-        """(n,): the share of words that are right and in their place, of the longer text's."""
-        scores = np.zeros(len(outputs), np.float32)
-        for i, (x, y) in enumerate(zip(sources, outputs)):
-            right = self.lexicon[self.reordered(x)]
-            words = y[:-1] if len(y) and y[-1] == EOS else y
-            n = min(len(right), len(words))
-            scores[i] = (right[:n] == words[:n]).sum() / max(len(right), len(words))
-        return scores
+        """(n,): the number of words that are right / the length of the longer text."""
+        return np.array([self.right(x, y).sum() / max(len(x) - 1, len(y) - (y[-1:] == EOS).sum())
+                         for x, y in zip(sources, outputs)], np.float32)
+
+    def rate(self, sources, outputs, noise, rng):
+        """A rater's score of each output on the paper's scale of 0 to 6, mapped to [0, 1]."""
+        exact = 6 * self.oracle(sources, outputs)
+        return np.clip(np.round(exact + noise * rng.standard_normal(len(exact))), 0, 6) / 6
 
     def text(self, ids):
         return " ".join(self.names[i] for i in ids if i > EOS)
-
-
-TASKS = {"language": Language}  # for --task
 
 
 def syllables(rng, consonants, vowels):
@@ -153,147 +204,98 @@ def syllables(rng, consonants, vowels):
     return list(rng.choice(both, WORDS, replace=False))
 
 
-def rate(language, sources, outputs, noise, rng):
-    """A rater's score of each output on the paper's scale of 0 to 6, mapped to [0, 1]."""
-    exact = 6 * language.oracle(sources, outputs)
-    return np.clip(np.round(exact + noise * rng.standard_normal(len(exact))), 0, 6) / 6
+class Sums:
+    """Digits 1 to 5 to be added, one after the other. The id of the number k is 3 + k."""
+
+    usual = dict(shortest=4, longest=7, demonstrations=1000, batch_tokens=512, bc_updates=800,
+                 grow=3, improve=(1,), unfiltered=False, filter="threshold", thresholds=(0.5,),
+                 temperature=(1.0,), updates=100, evaluate_every=50, ppo=False)
+    forgotten, slip = 0.7, 0.03  # rates at which a carry is forgotten, a total one too high
+
+    def __init__(self, settings):
+        self.lengths = settings.shortest, settings.longest + 1
+        self.vocab_size = 3 + 6 * settings.longest + 1
+        self.max_len, self.positions = settings.longest + 1, settings.longest + 2
+
+    def sources(self, n, rng):
+        return [np.append(3 + rng.integers(1, 6, rng.integers(*self.lengths)), EOS)
+                for _ in range(n)]
+
+    def answer(self, source):
+        return np.append(3 + np.cumsum(source[:-1] - 3), EOS)
+
+    def demonstrate(self, source, rng):
+        """A human's running totals: where 4 or 5 is added, a carry is often forgotten."""
+        totals = []
+        for digit in source[:-1] - 3:
+            total = (totals[-1] if totals else 0) + digit
+            carried = total % 10 < digit and total >= 10
+            total -= 10 * (carried and digit >= 4 and rng.random() < self.forgotten)
+            totals.append(total + (rng.random() < self.slip))
+        return np.append(3 + np.array(totals), EOS)
+
+    def right(self, source, output):
+        """Booleans: which steps add the digit to the total that the output has before it."""
+        n = min(len(source), len(output)) - 1
+        right = np.zeros(len(output) - 1, bool)
+        right[:n] = np.diff(output[:n] - 3, prepend=0) == source[:n] - 3
+        return right
+
+    def reward(self, sources, outputs):
+        """The check: 1 where the last number is the right answer, however it was found."""
+        return np.array([y[-2:].tolist() == self.answer(x)[-2:].tolist()
+                         for x, y in zip(sources, outputs)], np.float32)
+
+    def oracle(self, sources, outputs):
+        """1 where all steps are right too."""
+        return np.array([np.array_equal(y, self.answer(x)) for x, y in zip(sources, outputs)],
+                        np.float32)
+
+    def text(self, ids):
+        return " ".join(str(i - 3) for i in ids if i > EOS)
 
 
-# ------------------------------------------------------------------------------------- the program
+TASKS = {"language": Language, "sums": Sums}  # for --task
+
+# ------------------------------------------------------------------------- what comes before ReST
 
 
 @dataclass
 class Toy:
     """A seed's problem, and what comes before Algorithm 1."""
 
-    language: Language
+    problem: Language
     task: rest.Task
-    bc: Transformer
-    reward_model: rm.RewardModel  # the newest
+    bc: Transformer = None
+    reward_model: rm.RewardModel = None  # the newest; None where outputs are checked
 
 
 def prepare(settings, run, device):
-    """The language, D, the BC policy and the reward model -> Toy."""
-    language = TASKS[settings.task](settings.seed)
+    """The problem, D, the BC policy and the reward -> Toy."""
+    problem = TASKS[settings.task](settings)
     sizes = (settings.demonstrations, settings.rated_sources, settings.eval_sources,
              settings.test_sources)
     sources, rated_sources, held_out, test_sources = (
-        language.sources(n, stream("toy sources", settings.seed, k)) for k, n in enumerate(sizes))
+        problem.sources(n, stream("toy sources", settings.seed, k)) for k, n in enumerate(sizes))
     rng = stream("demonstrators", settings.seed)
-    demonstrations = [language.demonstrate(x, rng) for x in sources]
+    demonstrations = [problem.demonstrate(x, rng) for x in sources]
     task = rest.Task(sources, Pairs.of(range(len(sources)), demonstrations, human=True), held_out,
-                     test_sources, MAX_LEN)
+                     test_sources, problem.max_len, problem.reward)
     print(f"D: {len(sources)} demonstrations, oracle "
-          f"{100 * language.oracle(sources, demonstrations).mean():.1f}")
-
-    bc = behaviour_cloning(task, language, settings, run, device)
-    shares, rated = [np.arange(len(rated_sources))], []
-    if settings.refresh and settings.grow > 1:
-        shares = np.array_split(shares[0], settings.grow)
-
-    def train_on_ratings(policy, g):
-        """Rate outputs of `policy`, and train a reward model on all ratings so far."""
-        for index in run.parts(f"rated-{g}", [shares[g - 1]]):
-            run.add(rate_samples(policy, rated_sources, index, language, settings, g))
-        rated.append(run.pairs(f"rated-{g}"))
-        return reward_model(bc, rated_sources, Pairs.join(rated), held_out, language, settings,
-                            run, g)
-
-    toy = Toy(language, task, bc, train_on_ratings(bc, 1))
-    task.reward = toy.reward_model.score
-
-    def refresh(policy, g):
-        toy.reward_model = train_on_ratings(policy, g)
-        task.reward = toy.reward_model.score  # for what is measured outside of `rest` too
-        return task.reward
-
-    def metrics(policy, sampled, greedy):
-        oracle, greedy_oracle = (language.oracle(task.test_sources, x.targets())
-                                 for x in (sampled, greedy))
-        return {"oracle": float(oracle.mean()), "greedy_oracle": float(greedy_oracle.mean()),
-                "reward_error": float(np.sqrt(np.mean((sampled.reward - oracle) ** 2)))}
-
-    task.metrics = metrics
-    task.refresh = refresh if settings.refresh else None
+          f"{100 * problem.oracle(sources, demonstrations).mean():.1f}")
+    toy = Toy(problem, task, train_bc(problem, task, settings, run, device))
+    task.metrics = lambda policy, sampled, greedy: metrics(toy, settings, policy, sampled, greedy)
+    if task.reward is None:
+        learn_reward(toy, rated_sources, settings, run)
     return toy
 
 
-FIRST = ("grow", "improve", "samples", "filter", "loss", "ppo", "seed", "out", "resume", "show")
-
-
-def main(argv=None):
-    settings = parse(Settings, argv, __doc__.split("\n")[0], FIRST, method=METHODS)
-    device = choose_device(settings.device)
-    with Run(settings, "toy") as run:
-        if settings.show:
-            language = TASKS[settings.task](settings.seed)
-            sources = language.sources(settings.demonstrations,
-                                       stream("toy sources", settings.seed, 0))
-            look(run, settings, rest.select, lambda i: language.text(sources[i]), language.text)
-        else:
-            train(settings, run, device)
-
-
-def train(settings, run, device):
-    print(f"{run.folder}: ReST on an invented language, seed {settings.seed}, on {device}")
-    toy = prepare(settings, run, device)
-    task, language, bc = toy.task, toy.language, toy.bc
-    two_scales = ("(--refresh: each Grow has a reward model of its own, and PPO the last one: "
-                  "rewards of different Grows do not compare)")
-    report = Report(run, ["reward", "greedy_reward", "oracle", "greedy_oracle", "entropy",
-                          "kl_to_bc", "kept_samples", "kept_data", "samples", "distinct_samples",
-                          "seconds"],
-                    lambda policy, row: examples(policy, row, task, language, settings),
-                    two_scales if settings.refresh else "")
-    report.add(bc_row(bc, task, settings, run), bc, show=True)
-    name, policy = "ReST", bc
-    for row, policy, D_g in rest.rest(bc, task, settings, run):
-        last = settings.grow, settings.improves(settings.grow)[-1]
-        report.add(row, policy, show=(row["grow"], row["improve"]) == last)
-    if settings.ppo:
-        for row, ppo_policy in rest.online(bc, task, settings, run):
-            report.add(row, ppo_policy)
-        if settings.grow == 0:
-            name, policy = "PPO", ppo_policy
-    best = best_of_n_step(run, settings, lambda counts: [
-        entry for name, policy in {"BC": bc, name: policy}.items()
-        for entry in best_of_n(name, policy, task, language, settings, counts)])
-    finish(run, "toy", report, best, policy, toy.reward_model)
-
-
-def examples(policy, row, task, language, settings, count=3):
-    """Fixed test sources, their translation, a greedy output and a sample, with their scores.
-
-    Behind the scores stands what this Improve's filter would do with the output.
-    """
-    lines = [f"{label(row):12}reward  oracle"]
-    for i, x in enumerate(task.test_sources[:count]):
-        lines.append(f"{'source':36}{language.text(x)}")
-        right = Pairs.of([0], [language.translate(x)])
-        greedy, sampled = (sample_outputs(policy, [x], 1, i, MAX_LEN, temperature=t)
-                           for t in (0, 1))
-        for name, y in (("right", right), ("greedy", greedy), ("sample", sampled)):
-            reward = score(y, [x], task.reward).reward[0]
-            oracle = language.oracle([x], y.targets())[0]
-            lines.append(f"{name:12}{100 * reward:6.0f}{100 * oracle:8.0f}  "
-                         f"{verdict(reward, row, settings):8}{language.text(y.target(0))}")
-    return lines
-
-
-def best_of_n(name, policy, task, language, settings, counts):
-    """Reward and oracle of the best of N samples by reward, N in counts -> entries."""
-    for n, best in rest.best_of_n(policy, task, settings, counts):
-        oracle = language.oracle([task.test_sources[i] for i in best.source], best.targets())
-        yield {"policy": name, "n": n, "reward": float(best.reward.mean()),
-               "oracle": float(oracle.mean())}
-
-
-def behaviour_cloning(task, language, settings, run, device):
+def train_bc(problem, task, settings, run, device):
     """The policy trained on D alone."""
     torch.manual_seed(seed_of("weights", settings.seed))
     policy = Transformer(as_user_error(
-        Config, language.vocab_size, settings.d_model, 4, settings.layers, settings.layers,
-        4 * settings.d_model, settings.dropout, LONGEST)).to(device)
+        Config, problem.vocab_size, settings.d_model, 2, settings.layers, settings.layers,
+        2 * settings.d_model, settings.dropout, problem.positions)).to(device)
     # patience serves method "base", whose Improves train like BC but are evaluated on D_eval
     hp = settings.training(updates=settings.bc_updates, lr=settings.bc_lr, warmup=100,
                            patience=1000)
@@ -302,49 +304,180 @@ def behaviour_cloning(task, language, settings, run, device):
     return policy
 
 
-def rate_samples(policy, sources, index, language, settings, g):
+def learn_reward(toy, rated_sources, settings, run):
+    """Ratings of BC's outputs, and a reward model from them; with --refresh also in later Grows."""
+    shares, rated = [np.arange(len(rated_sources))], []
+    if settings.refresh and settings.grow > 1:
+        shares = np.array_split(shares[0], settings.grow)
+
+    def refresh(policy, g):
+        """Rate outputs of `policy`, and train a reward model on all ratings so far."""
+        for index in run.parts(f"rated-{g}", [shares[g - 1]]):
+            run.add(rate_samples(policy, rated_sources, index, toy, settings, g))
+        rated.append(run.pairs(f"rated-{g}"))
+        toy.reward_model = train_reward_model(toy, rated_sources, Pairs.join(rated), settings, run,
+                                              g)
+        toy.task.reward = toy.reward_model.score  # rest() works on a copy of the task
+        return toy.task.reward
+
+    refresh(toy.bc, 1)
+    toy.task.refresh = refresh if settings.refresh else None
+
+
+def rate_samples(policy, sources, index, toy, settings, g):
     """The policy's samples for the sources at `index`, one at each temperature, as raters see them.
 
     -> Pairs whose reward is the rating.
     """
     rng = stream("raters", settings.seed, g)
-    drawn = samples_at(policy, [sources[i] for i in index], rng, settings.rated_temperatures)
+    drawn = samples_at(policy, [sources[i] for i in index], rng, settings.rated_temperatures,
+                       toy.task.max_len)
     drawn = replace(drawn, source=index[drawn.source].astype(np.int32))
-    drawn.reward[:] = rate(language, [sources[i] for i in drawn.source], drawn.targets(),
-                           settings.rating_noise, rng)
+    drawn.reward[:] = toy.problem.rate([sources[i] for i in drawn.source], drawn.targets(),
+                                       settings.rating_noise, rng)
     return drawn
 
 
-def samples_at(policy, sources, rng, temperatures):
+def samples_at(policy, sources, rng, temperatures, max_len):
     """One sample of each source at each temperature."""
     return Pairs.join([
-        sample_outputs(policy, sources, 1, int(rng.integers(2**31)), MAX_LEN, temperature=t)
+        sample_outputs(policy, sources, 1, int(rng.integers(2**31)), max_len, temperature=t)
         for t in temperatures])
 
 
-def reward_model(bc, rated_sources, rated, held_out, language, settings, run, g):
+def train_reward_model(toy, rated_sources, rated, settings, run, g):
     """A reward model from noisy ratings, and how good it is on BC's samples of D_eval."""
-    name = "reward" if g == 1 else f"reward-{g}"
-    model = rm.RewardModel.from_policy(bc)
+    name, task, problem = "reward" if g == 1 else f"reward-{g}", toy.task, toy.problem
+    model = rm.RewardModel.from_policy(toy.bc)
     saved = run.begin(name)
     if saved is None:
         hp = settings.training(updates=settings.reward_updates, lr=settings.reward_lr, warmup=50)
         rm.train_reward(model, rated_sources, rated, hp, seed_of(name, settings.seed),
                         preferences=settings.preferences, log=run.logger(name),
                         checkpoint=run.checkpoint, title="reward model")
-        test = samples_at(bc, held_out, stream("reward test", settings.seed), 4 * [1.0])
-        exact = language.oracle([held_out[i] for i in test.source], test.targets())
+        held_out = task.eval_sources
+        test = samples_at(toy.bc, held_out, stream("reward test", settings.seed), 4 * [1.0],
+                          task.max_len)
+        exact = problem.oracle([held_out[i] for i in test.source], test.targets())
         test.reward[:] = exact  # measured by the truth, trained on noisy ratings
-        references = [language.translate(x) for x in held_out]
+        answers = [problem.answer(x) for x in held_out]
         measures = evaluate_reward_model(model.score, held_out, test)
-        measures["reference above a sample"] = reference_above(model.score, held_out, references,
+        measures["reference above a sample"] = reference_above(model.score, held_out, answers,
                                                                test.select(exact < 1))
-        tests = unit_tests(model.score, held_out, references)
+        tests = unit_tests(model.score, held_out, answers)
         run.log("reward_model", measures=measures, unit_tests=tests)
         saved = run.end({"reward": model.state_dict(), "measures": measures, "unit_tests": tests})
     load_weights(model, saved["reward"])
     print(table(saved["measures"], saved["unit_tests"]))
     return model.eval()
+
+
+# ------------------------------------------------------------------------------- what is reported
+
+COLUMNS = ("reward", "greedy_reward", "pass_at_8", "oracle", "greedy_oracle", "entropy", "kl_to_bc",
+           "kept_samples", "kept_data", "samples", "distinct_samples", "seconds")
+
+
+def metrics(toy, settings, policy, sampled, greedy):
+    """What a row has beside the reward, on test sources.
+
+    Of samples and greedy outputs: the oracle. Of samples at temperature 0.8: reward and oracle, which
+    tell a better policy from one that is only sharper. Early signs of over-optimisation: the length
+    of samples, as a share of the right answers', and how many of their pairs of neighbours are
+    different. Where outputs are checked, pass_at_8: the share of sources of which one of eight
+    samples is right.
+    """
+    problem, task = toy.problem, toy.task
+    sources = task.test_sources
+
+    def draw(n, name, temperature):
+        drawn = sample_outputs(policy, sources, n, (name, settings.seed), task.max_len, temperature)
+        return score(drawn, sources, task.reward)
+
+    cool = draw(1, "cool", 0.8)
+    oracle, greedy_oracle, cool_oracle = (problem.oracle(sources, x.targets())
+                                          for x in (sampled, greedy, cool))
+    neighbours = [pair for y in sampled.targets() for pair in zip(y[:-1].tolist(), y[1:].tolist())]
+    row = {"oracle": oracle.mean(), "greedy_oracle": greedy_oracle.mean(),
+           "cool_reward": cool.reward.mean(), "cool_oracle": cool_oracle.mean(),
+           "reward_error": np.sqrt(np.mean((sampled.reward - oracle) ** 2)),
+           "length": len(sampled.tokens) / sum(len(problem.answer(x)) for x in sources),
+           "distinct_2": len(set(neighbours)) / len(neighbours)}
+    if problem.reward:
+        row["pass_at_8"] = draw(8, "pass", 1.0).reward.reshape(-1, 8).max(1).mean()
+    return {name: float(value) for name, value in row.items()}
+
+
+def shown(toy, count=2):
+    """Fixed test sources with their right answer, for `Report` -> lines of text for each."""
+    return [[f"{'source':12}{'':15}{toy.problem.text(x)}",
+             f"{'right':12}reward oracle  {toy.problem.text(toy.problem.answer(x))}"]
+            for x in toy.task.test_sources[:count]]
+
+
+def show(toy, policy, count=2):
+    """A policy's greedy outputs for these sources, wrong words marked by * -> a line for each."""
+    sources, problem = toy.task.test_sources[:count], toy.problem
+    drawn = sample_outputs(policy, sources, 1, 0, toy.task.max_len, temperature=0)
+    drawn, lines = score(drawn, sources, toy.task.reward), []
+    for x, y, reward in zip(sources, drawn.targets(), drawn.reward):
+        words = [word + ("" if right else "*")
+                 for word, right in zip(problem.text(y).split(), problem.right(x, y))]
+        lines.append(f"{100 * reward:6.0f}{100 * problem.oracle([x], [y])[0]:7.0f}  "
+                     + " ".join(words))
+    return lines
+
+
+def best_of_n(name, policy, toy, settings, counts):
+    """Reward and oracle of the best of N samples by reward, N in counts -> entries."""
+    for n, best in rest.best_of_n(policy, toy.task, settings, counts):
+        oracle = toy.problem.oracle([toy.task.test_sources[i] for i in best.source], best.targets())
+        yield {"policy": name, "n": n, "reward": float(best.reward.mean()),
+               "oracle": float(oracle.mean())}
+
+
+# ------------------------------------------------------------------------------------- the program
+
+FIRST = ("grow", "improve", "samples", "filter", "loss", "ppo", "seed", "out", "resume", "show")
+
+
+def main(argv=None):
+    settings = parse(Settings, argv, __doc__.split("\n")[0], FIRST,
+                     task={name: problem.usual for name, problem in TASKS.items()},
+                     preset=PRESETS, method=METHODS)
+    device = choose_device(settings.device)
+    torch.set_num_threads(1)  # more gain little at this size, and lose much beside other work
+    with Run(settings, "toy") as run:
+        if settings.show:
+            problem = TASKS[settings.task](settings)
+            sources = problem.sources(settings.demonstrations,
+                                      stream("toy sources", settings.seed, 0))
+            look(run, settings, rest.select, lambda i: problem.text(sources[i]), problem.text)
+        else:
+            train(settings, run, device)
+
+
+def train(settings, run, device):
+    print(f"{run.folder}: ReST, task {settings.task}, seed {settings.seed}, on {device}")
+    toy = prepare(settings, run, device)
+    task, bc = toy.task, toy.bc
+    columns = [c for c in COLUMNS if c != "pass_at_8" or toy.problem.reward]
+    report = Report(run, columns, shown(toy), lambda policy: show(toy, policy), settings.refresh * (
+        "(--refresh: each Grow has a reward model of its own, and PPO the last one: rewards of "
+        "different Grows do not compare)"))
+    report.add(bc_row(bc, task, settings, run), bc)
+    name, policy = "ReST", bc
+    for row, policy, D_g in rest.rest(bc, task, settings, run):
+        report.add(row, policy)
+    if settings.ppo:
+        for row, ppo_policy in rest.online(bc, task, settings, run):
+            report.add(row, ppo_policy)
+        if settings.grow == 0:
+            name, policy = "PPO", ppo_policy
+    best = best_of_n_step(run, settings, lambda counts: [
+        entry for name, policy in {"BC": bc, name: policy}.items()
+        for entry in best_of_n(name, policy, toy, settings, counts)])
+    finish(run, "toy", report, best, policy, toy.reward_model)
 
 
 if __name__ == "__main__":

@@ -172,8 +172,8 @@ def log_grow(D_g, samples, select, settings, g, run):
     if settings.samples >= 4 and different < 1.5:
         run.warn(f"of {settings.samples} samples of a source only {different:.1f} are distinct: "
                  "a higher temperature would spread them", "distinct")
-    tau, mean_reward = select(D_g, settings, 1)[1], D_g.reward.mean()
-    if settings.filter_is_global and tau <= mean_reward:
+    (kept, tau), mean_reward = select(D_g, settings, 1), D_g.reward.mean()
+    if settings.filter_is_global and tau <= mean_reward and D_g.reward[kept].min() <= mean_reward:
         # τ_1 > V(π) = E_{D_g}[R] is what makes the next policy's V rise
         run.warn(f"the first threshold {tau:.3f} is not above the mean reward {mean_reward:.3f} of "
                  "D_g")
@@ -208,11 +208,12 @@ BOTH = (("val_greedy_reward", 100, "val_chrf", 1), ("reward", 100, "oracle", 100
 
 
 def check_reward_hacking(rows, run):
-    """Does the last row have a higher reward than an earlier one, and a lower reference metric?"""
+    """Has the last row a higher reward than an earlier one on its way, and a lower reference metric?
+    """
     last = rows[-1]
     for reward, times, metric, times_too in BOTH:
         if all(reward in row and metric in row for row in rows):
-            for row in rows[:-1]:
+            for row in [row for row in rows[:-1] if row["name"] in ("BC", last["name"])]:
                 up = times * (last[reward] - row[reward])
                 down = times_too * (row[metric] - last[metric])
                 if up > 1 and down > 1:

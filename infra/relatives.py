@@ -4,9 +4,10 @@
 
 All but the last sample outputs, choose among them by a reward, and train on what was chosen; a row
 says what of that is not as in ReST. What makes them comparable is left as it is: the program's
-number of samples, of updates, and its rates. Their rewards that only know right and wrong become
-"in the best fifth of D_g": a learned reward has no other way to say "right". `base` in them is a
-pretrained model; here it is what BC began with, which has learned nothing yet.
+number of samples, of updates, and its rates. Their "right" is what lies above 0.8: of a reward that
+only knows right and wrong (`--task sums`) that is 1; of a learned one, whose filter by default is a
+quantile, it is the best fifth of D_g. `base` in them is a pretrained model; here it is what BC began
+with, which has learned nothing yet.
 experiments/relatives.py runs them on the same budget of samples.
 
 Left out: STaR's rationalisation, which shows the model the answer; searching as expert iteration
@@ -41,7 +42,7 @@ class Switches:
 
 
 ONCE = dict(improve=(1,), unfiltered=False)  # one Improve a Grow, filtered at once
-RIGHT = dict(filter="quantile", thresholds=(0.8,))
+RIGHT = dict(thresholds=(0.8,))
 
 METHODS = {
     "rest": dict(),

@@ -1,6 +1,6 @@
 """What a person sees of a run: a line per step, the table at the end, examples, D_g looked into.
 
-    report = Report(run, columns, examples); report.add(row, policy)
+    report = Report(run, columns, examples, show); report.add(row, policy)
     look(run, settings, select, source_text, target_text)        # --show
     python -m infra.report runs/toy-1 runs/toy-2 runs/toy-3            # mean and range over seeds
 """
@@ -15,58 +15,73 @@ from infra.cli import run_cli
 from infra.errors import UserError
 from infra.pairs import Pairs, first_of_equal
 from infra.processes import on_main
-from infra.storage import atomic_write, fits, read_json
+from infra.storage import fits, read_json
 
-# key of a row -> title, width, and how its value is written; rewards are shown times 100
+# key of a row -> title, and how its value is written; rewards are shown times 100
 COLUMNS = {
-    "reward": ("reward", 7, "{:.1f}", 100), "greedy_reward": ("greedy", 7, "{:.1f}", 100),
-    "oracle": ("oracle", 7, "{:.1f}", 100), "greedy_oracle": ("greedy", 7, "{:.1f}", 100),
-    "bleu": ("BLEU", 6, "{:.1f}", 1), "beam_bleu": ("beam5", 6, "{:.1f}", 1),
-    "chrf": ("chrF", 6, "{:.1f}", 1), "val_bleu": ("valBLEU", 8, "{:.1f}", 1),
-    "val_reward": ("valrew.", 8, "{:.1f}", 100),
-    "sampled_chrf": ("chrF sampled", 13, "{:.1f}", 1),
-    "entropy": ("entropy", 8, "{:.2f}", 1), "kl_to_bc": ("KL", 6, "{:.2f}", 1),
-    "kept_samples": ("kept", 6, "{:.0f}%", 100), "kept_data": ("of D", 6, "{:.0f}%", 100),
-    "samples": ("samples", 8, "{:d}", 1), "distinct_samples": ("distinct", 9, "{:d}", 1),
-    "seconds": ("s", 6, "{:.0f}", 1),
+    "reward": ("reward sampled", "{:.1f}", 100), "greedy_reward": ("reward greedy", "{:.1f}", 100),
+    "pass_at_8": ("reward pass@8", "{:.1f}", 100),
+    "oracle": ("oracle sampled", "{:.1f}", 100), "greedy_oracle": ("oracle greedy", "{:.1f}", 100),
+    "bleu": ("BLEU greedy", "{:.1f}", 1), "beam_bleu": ("BLEU beam", "{:.1f}", 1),
+    "chrf": ("chrF greedy", "{:.1f}", 1), "val_bleu": ("val. BLEU", "{:.1f}", 1),
+    "val_reward": ("val. reward", "{:.1f}", 100), "sampled_chrf": ("chrF sampled", "{:.1f}", 1),
+    "entropy": ("entropy", "{:.2f}", 1), "kl_to_bc": ("KL to BC", "{:.2f}", 1),
+    "kept_samples": ("samples kept", "{:.0f}%", 100), "kept_data": ("D kept", "{:.0f}%", 100),
+    "samples": ("samples drawn", "{:d}", 1), "distinct_samples": ("samples distinct", "{:d}", 1),
+    "seconds": ("seconds", "{:.0f}", 1),
 }
 
 
 class Report:
-    """Collects the rows of a run, and prints each as it comes, with a few examples."""
+    """Collects the rows of a run, and prints each as it comes; what becomes of a few test sources
+    goes to samples.txt, and is printed at the end."""
 
-    def __init__(self, run, columns, examples, note=""):
-        """columns: keys of COLUMNS; examples(policy, row) -> lines about fixed test sources; note:
-        to be printed under the table."""
-        self.run, self.columns, self.examples, self.rows = run, columns, examples, []
-        self.note = note
-        atomic_write(run.folder / "samples.txt", lambda file: None)  # begun anew
+    def __init__(self, run, columns, examples, show, note=""):
+        """columns: keys of COLUMNS; examples: for each of these sources, lines that say what it is;
+        show(policy) -> a line for each; note: to be printed under the table."""
+        self.run, self.columns, self.examples, self.show = run, columns, examples, show
+        self.note, self.rows = note, []
 
-    def add(self, row, policy, show=False):
-        """A row and its policy; show: print the examples too, and not only to samples.txt."""
+    def add(self, row, policy):
         self.rows.append(row)
         checks.check_reward_hacking(self.rows, self.run)
         if len(self.rows) == 1:
             print("\n" + self.head())
         print(self.line(row), flush=True)
-        lines = self.examples(policy, row)
-        if show:
-            print("\n" + "\n".join(lines) + "\n")
-        self.run.append("samples.txt", f"--- {label(row)}\n" + "\n".join(lines) + "\n\n")
+        for lines, line in zip(self.examples, self.show(policy)):
+            lines.append(f"{label(row):12}{line}")
+        self.run.save_text("samples.txt", self.journeys())
+
+    def journeys(self):
+        """Each example, and what each policy made of it."""
+        return "\n\n".join("\n".join(lines) for lines in self.examples) + "\n"
 
     def head(self):
-        return f"{'':12}" + "".join(f"{COLUMNS[k][0]:>{COLUMNS[k][1]}}" for k in self.columns)
+        """Two lines: a title's last word stands below the others."""
+        titles = [COLUMNS[key][0].rpartition(" ") for key in self.columns]
+        return "\n".join(f"{'':12}" + "".join(f"{title[k]:>9}" for title in titles)
+                         for k in (0, 2))
 
     def line(self, row):
         cells = []
         for key in self.columns:
-            _, width, form, scale = COLUMNS[key]
+            _, form, scale = COLUMNS[key]
             value = row.get(key)
-            cells.append(f"{'-' if value is None else form.format(value * scale):>{width}}")
-        return f"{label(row):12}" + "".join(cells)
+            cells.append(f"{'-' if value is None else form.format(value * scale):>9}")
+        return f"{label(row):12}" + "".join(cells) + self.same(row)
+
+    def same(self, row):
+        """Names the row whose policy this one still is, where no checkpoint was better."""
+        before = self.rows[: self.rows.index(row)]
+        equal = [label(other) for other in before
+                 if all(other[key] == row[key] for key in ("reward", "entropy", "kl_to_bc"))]
+        return f"  = {equal[0]}" if equal else ""
 
     def __str__(self):
-        return "\n".join(["", self.head(), *map(self.line, self.rows), *filter(None, [self.note])])
+        equal = ("(=: no checkpoint of this Improve was better)"
+                 if any(map(self.same, self.rows)) else "")
+        return "\n".join(["", self.head(), *map(self.line, self.rows),
+                          *filter(None, [equal, self.note])])
 
 
 def label(row):
@@ -77,24 +92,16 @@ def label(row):
     return f"{name} ({row['grow']},{row['improve']})"
 
 
-def verdict(reward, row, settings):
-    """Whether this Improve's filter would keep an output, where τ is the same for all sources."""
-    tau = row["threshold"]
-    if tau is None or not settings.filter_is_global:
-        return ""
-    return "kept " if reward > tau or settings.inclusive and reward == tau else "dropped "
-
-
 def best_of_n_table(entries):
     """One line per policy and measure, one column per N."""
     counts = sorted({e["n"] for e in entries})
     lines = ["", f"{'best of N':18}" + "".join(f"{n:>7}" for n in counts)]
     for policy in dict.fromkeys(e["policy"] for e in entries):
         for key in [key for key in COLUMNS if any(key in e for e in entries)]:
-            scale = COLUMNS[key][3]
+            scale = COLUMNS[key][2]
             values = {e["n"]: f"{e[key] * scale:.1f}" for e in entries
                       if e["policy"] == policy and key in e}
-            lines.append(f"{policy + ', ' + COLUMNS[key][0]:18}"
+            lines.append(f"{policy + ', ' + COLUMNS[key][0].split()[0]:18}"
                          + "".join(f"{values.get(n, '-'):>7}" for n in counts))
     return "\n".join(lines)
 
@@ -113,6 +120,7 @@ def finish(run, task, report, best, policy, reward_model, more=""):
     missing = on_main(lambda: figures.try_to_draw(run.folder))
     print(report)
     print(best_of_n_table(best))
+    print("\n" + report.journeys(), end="")
     if more:
         print(more)
     if missing:
@@ -170,7 +178,7 @@ def chosen(reward, kept, group, count):
 # ------------------------------------------------------------------------------- over several runs
 
 
-MEASURES = {"toy": ["reward", "greedy_reward", "oracle", "greedy_oracle"],
+MEASURES = {"toy": ["reward", "greedy_reward", "oracle", "greedy_oracle", "entropy"],
             "mt": ["reward", "sampled_chrf", "bleu", "beam_bleu", "chrf", "val_reward",
                    "val_bleu"]}
 
@@ -225,10 +233,11 @@ def over_cell(name, key, rows, minus):
     """Row `name` of each run (less its row `minus`), as mean, smallest and largest."""
     found = [(run[name].get(key), run[minus].get(key) if minus else 0) for run in rows
              if name in run and (minus is None or minus in run)]
-    values = [(a - b) * COLUMNS[key][3] for a, b in found if None not in (a, b)]
+    values = [(a - b) * COLUMNS[key][2] for a, b in found if None not in (a, b)]
     few = f" of {len(values)}" if len(values) < len(rows) else ""
-    return (f"{np.mean(values):.1f} ({min(values):.1f}..{max(values):.1f}){few}" if values
-            else "-")
+    mean, low, high = map(COLUMNS[key][1].format,
+                          (np.mean(values), min(values), max(values)) if values else (0, 0, 0))
+    return f"{mean} ({low}..{high}){few}" if values else "-"
 
 
 def over_best_of_n(runs):

@@ -40,6 +40,7 @@ from tqdm import tqdm
 from infra.errors import UserError
 from infra.pairs import Pairs, size_of
 from infra.processes import is_main, on_main, world_size
+from infra.progress import bar
 from infra.settings import RUN_ONLY, check_settings, plain
 from infra.storage import (FORMAT, Checkpoint, EventLog, atomic_write, load, locked, read_json,
                            save)
@@ -347,8 +348,7 @@ class Run:
 
     def progress(self, title):
         """Wraps an iterable in a progress bar."""
-        return lambda items: tqdm(items, desc=title, leave=False, dynamic_ncols=True,
-                                  disable=not is_main() or None)
+        return lambda items: bar(items, desc=title, disable=not is_main())
 
     def resume_command(self):
         """Printed when a run is stopped from outside."""
@@ -370,10 +370,8 @@ class Run:
         save(self.folder / name, {"config": dataclasses.asdict(config),
                                   "weights": model.state_dict()})
 
-    def append(self, name, text):
-        if is_main():
-            with open(self.folder / name, "a", encoding="utf-8") as file:
-                file.write(text)
+    def save_text(self, name, text):
+        atomic_write(self.folder / name, lambda file: file.write(text.encode()))
 
 
 def hash_of(*parts):

@@ -150,8 +150,8 @@ def parse(cls, argv=None, description="", first=(), **tables):
     """An instance of the dataclass `cls` from the command line; an unknown flag is an error.
 
     first: the settings that --help shows first. tables: named sets of defaults, {name: {setting:
-    value}}, each chosen by the flag that the table is passed as; the first of a table is its
-    default, and later tables win.
+    value}}, each chosen by the flag that the table is passed as, which may be a setting too; the
+    first of a table is its default, and later tables win.
     """
     parser = Parser(description=description, allow_abbrev=False, usage="%(prog)s [--flag value]",
                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
@@ -159,7 +159,8 @@ def parse(cls, argv=None, description="", first=(), **tables):
     for name, table in tables.items():
         top.add_argument("--" + name, choices=list(table), default=next(iter(table)),
                          help=f"named set of defaults: {name}")
-    fields = {field.name: field for field in dataclasses.fields(cls)}
+    known = {field.name for field in dataclasses.fields(cls)}
+    fields = {field.name: field for field in dataclasses.fields(cls) if field.name not in tables}
     for name in first:
         add_flag(top, fields[name])
     owner = {name: base for base in cls.__mro__ for name in vars(base).get("__annotations__", {})}
@@ -174,7 +175,7 @@ def parse(cls, argv=None, description="", first=(), **tables):
             parser.set_defaults(**table[getattr(chosen, name)])
     values = vars(parser.parse_args(argv))
     return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()
-                  if k not in tables})
+                  if k in known})
 
 
 def add_flag(group, field):

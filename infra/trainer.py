@@ -31,6 +31,7 @@ from tqdm import tqdm
 from infra.batches import batches
 from infra.errors import UserError
 from infra.processes import all_reduce, is_main, rank, shard
+from infra.progress import bar
 from infra.seeds import seed_of
 from infra.storage import load_weights
 
@@ -124,9 +125,8 @@ class Trainer:
         if saved is not None:
             self.restore(saved)
         self.begin = time.monotonic() - self.state["seconds"]
-        self.bar = tqdm(desc=self.title, total=self.hp.updates, initial=self.state["update"],
-                        leave=False, dynamic_ncols=True,
-                        disable=self.title is None or not is_main() or None)
+        self.bar = bar(desc=self.title, total=self.hp.updates, initial=self.state["update"],
+                       disable=self.title is None or not is_main())
         self.save_if_due()
         return self
 
