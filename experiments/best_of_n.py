@@ -25,7 +25,7 @@ def measure(lab):
     with lab.walk(**MAIN) as (toy, steps):
         policies = {label(row): policy for row, policy, _ in steps if label(row) in POLICIES}
         return [entry for name, policy in policies.items()
-                for entry in best_of_n(name, policy, toy.task, toy.language, settings, COUNTS)]
+                for entry in best_of_n(name, policy, toy, settings, COUNTS)]
 
 
 def claims(p):

@@ -31,9 +31,9 @@ HERE = Path(__file__).parent
 PROGRAM = ("rest", "losses", "reward", "model", "train_toy",  # what a result depends on
            *(f"infra/{name}" for name in ("batches", "measures", "pairs", "processes", "sampling",
                                           "seeds", "trainer")))
-QUICK = dict(demonstrations=200, rated_sources=120, eval_sources=40, test_sources=60, d_model=32,
-             bc_updates=80, reward_updates=40, updates=12, evaluate_every=6, batch_tokens=512,
-             value_updates=20, ppo_batch=128)
+QUICK = dict(shortest=3, longest=6, demonstrations=200, rated_sources=120, eval_sources=40,
+             test_sources=60, d_model=32, bc_updates=80, reward_updates=40, updates=12,
+             evaluate_every=6, batch_tokens=512, value_updates=20, ppo_batch=128)
 # What runs share, and what is a run's own ("improve"): the steps of each stage ...
 STAGES = {
     "bc": ("bc",),

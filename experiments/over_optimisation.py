@@ -46,7 +46,7 @@ def residuals(D_g, toy):
     """The reward model's error on BC's samples: its standard deviation in thirds by reward, and in
     thirds by oracle."""
     drawn = D_g.select(~D_g.human)
-    truth = toy.language.oracle([toy.task.sources[i] for i in drawn.source], drawn.targets())
+    truth = toy.problem.oracle([toy.task.sources[i] for i in drawn.source], drawn.targets())
     error, found = drawn.reward - truth, {}
     for name, order in (("reward", drawn.reward), ("oracle", truth)):
         low, _, high = np.array_split(np.argsort(order, kind="stable"), 3)
