@@ -89,11 +89,6 @@ class Settings(Switches, PPOSettings, LossSettings, Machine):
         last = self.improve[min(g, len(self.improve)) - 1]
         return range(0 if g == 1 and self.unfiltered else 1, last + 1)
 
-    @property
-    def filter_is_global(self):
-        """Whether one τ holds for all sources."""
-        return not FILTERS[self.filter].within_source
-
     def training(self, **changes):
         """The settings of one Improve's training."""
         hp = Training(self.updates, self.batch_tokens, self.accumulate, self.lr, warmup=20,
@@ -193,21 +188,20 @@ FILTERS = {  # for --filter; "threshold" has the paper's thresholds
 def select(D_g, settings, i):
     """The filter of Improve i -> (booleans (n,), τ): what it keeps, and the line it draws.
 
-    i = 0 keeps everything, τ = None. For a filter within each source, τ is the setting's value.
+    i = 0 keeps everything. τ is None then, and for a filter within each source, which has many.
     """
     if i == 0:
         return np.ones(len(D_g), bool), None
-    rule, tau = FILTERS[settings.filter], settings.thresholds[:i][-1]  # the last one repeats
-    kept = rule.keep(D_g.source, D_g.reward, tau, settings.inclusive)
-    if not rule.within_source:
-        tau = rule.tau(D_g.source, D_g.reward, tau)
+    rule, value = FILTERS[settings.filter], settings.thresholds[:i][-1]  # the last one repeats
+    kept = rule.keep(D_g.source, D_g.reward, value, settings.inclusive)
+    tau = None if rule.within_source else float(rule.tau(D_g.source, D_g.reward, value))
     if settings.human_data == "whole":
         kept = kept | D_g.human
     if settings.max_per_source:  # the first samples of a source are as good as any
         samples = kept & ~D_g.human
         few = samples & top(D_g.source, samples.astype(float), settings.max_per_source)
         kept = kept & D_g.human | few
-    return kept, float(tau)
+    return kept, tau
 
 
 # ----------------------------------------------------------------------------------------- Grow

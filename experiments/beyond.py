@@ -35,9 +35,9 @@ def points(lab):
 def claims(p):
     end = dict(grow=2, improve=3)
     refreshed, usual = ({**end, "variant": name} for name in ("refreshed", "usual"))
-    yield Claim("21, retraining", "retraining the reward model as the policy moves helps", [
+    yield Claim("21, retraining", "retraining the reward model as the policy moves can help", [
         p.where(ratings=r).compare(f"oracle at (2,3), refreshed − not, {r} ratings", "+", "oracle",
-                                   refreshed, usual) for r in SHARE])
+                                   refreshed, usual) for r in SHARE], existence=True)
     many = p.where(ratings="many")
     yield Claim("", "a Grow that mixes temperatures − one at 0.8", [
         many.compare(f"{key} at (2,3)", "+", key, {**end, "variant": "mixed"}, usual)

@@ -23,12 +23,14 @@ import torch
 
 import rest
 import train_toy
+from experiments import variants  # noqa: F401 (adds them to the tables)
 from infra import measures
 from infra.run import Run
 from infra.settings import plain
 
 HERE = Path(__file__).parent
-PROGRAM = ("rest", "losses", "reward", "model", "train_toy",  # what a result depends on
+# what a result depends on
+PROGRAM = ("rest", "losses", "reward", "model", "train_toy", "experiments/variants",
            *(f"infra/{name}" for name in ("batches", "measures", "pairs", "processes", "sampling",
                                           "seeds", "trainer")))
 QUICK = dict(shortest=3, longest=6, demonstrations=200, rated_sources=120, eval_sources=40,
@@ -199,3 +201,8 @@ def hash_of(*files):
 
 
 CODE = hash_of(*(HERE.parent / f"{name}.py" for name in PROGRAM))  # once, as it is run from now on
+
+
+def code_of(name):
+    """The hash of all that the points of an experiment depend on."""
+    return CODE + hash_of(HERE / f"{name}.py", HERE / "search.py")

@@ -1,4 +1,4 @@
-"""Relatives: six other papers' methods as settings of the same loop, on the same samples.
+"""Relatives: seven other papers' methods as settings of the same loop, on the same samples.
 
 Claims     none of the paper's. A sentence in each paper makes one expect that its choices matter.
 Varied     the method: the table in infra/relatives.py, which `train_toy.py --method` takes too.
@@ -20,7 +20,7 @@ from infra.relatives import METHODS
 
 NAMES = {"rest": "ReST (2,3)", "raft": "RAFT", "rest-em": "ReST-EM",
          "expert-iteration": "expert iteration", "rft": "RFT", "llama2": "Llama 2",
-         "policy-gradient": "policy gradient"}
+         "impossible-distillation": "Impossible Distillation", "policy-gradient": "policy gradient"}
 
 
 def points(lab):
@@ -34,7 +34,7 @@ def points(lab):
         elif method == "rft":
             rows = lab.rest(**settings, samples=2 * lab.usual.samples)
         elif settings.get("start") == "base":
-            rows = lab.rest(**settings, grow=2)
+            rows = lab.rest(**{**settings, "grow": 2})
         else:
             rows = lab.rest(**settings, grow=8, grow_sources=lab.usual.demonstrations // 4)
         yield {"method": method, "end": False, **lab.rest(**MAIN)[0], "name": "BC"}

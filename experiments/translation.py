@@ -38,13 +38,14 @@ def claims(p):
     bc, ppo, free = (dict(name=name) for name in ("BC", "PPO", FREE))
     rest = dict(name="ReST", grow=2, improve=3)
     yield Claim("8", "PPO loses the reference metric, ReST does not", [
-        *(p.compare(f"{name} BLEU of ReST (2,3) − BC", "=", key, rest, bc, scale=1)
+        *(p.compare(f"{name} BLEU of ReST (2,3) − BC", "=", key, rest, bc, scale=1, margin=0.5)
           for key, name in (("bleu", "greedy"), ("beam_bleu", "beam 5"))),
-        p.compare("greedy BLEU of PPO − BC", "-", "bleu", ppo, bc, scale=1)])
+        p.compare("greedy BLEU of PPO − BC", "-", "bleu", ppo, bc, scale=1, margin=0.5)])
     without = p.of_seeds(p.where(**free).seeds)
     if without.seeds:
         yield Claim("8, without KL", "PPO without a KL to BC loses the reference metric", [
-            without.compare("greedy BLEU of PPO without KL − BC", "-", "bleu", free, bc, scale=1)])
+            without.compare("greedy BLEU of PPO without KL − BC", "-", "bleu", free, bc, scale=1,
+                            margin=0.5)])
 
 
 def figure(p):

@@ -162,9 +162,9 @@ def log_grow(D_g, samples, select, settings, g, run):
     """One line about a new D_g, which is scored, and a warning where one is due."""
     stats = grow_stats(D_g, samples, run.seconds(f"grow-{g}"))
     run.log("grow", grow=g, **stats)
-    if stats["entropy"] < 0.05:
-        run.warn(f"the policy's entropy has collapsed to {stats['entropy']:.3f} nats a token: its "
-                 "samples hold little that is new", "entropy")
+    if stats["surprise"] < 0.05:
+        run.warn(f"the policy has collapsed: -log π of its samples is {stats['surprise']:.3f} nats a "
+                 "token, they hold little that is new", "collapsed")
     if stats["truncated"] > 0.5:
         run.warn(f"{stats['truncated']:.0%} of the samples are cut off at the maximum length",
                  "truncated")
@@ -173,7 +173,7 @@ def log_grow(D_g, samples, select, settings, g, run):
         run.warn(f"of {settings.samples} samples of a source only {different:.1f} are distinct: "
                  "a higher temperature would spread them", "distinct")
     (kept, tau), mean_reward = select(D_g, settings, 1), D_g.reward.mean()
-    if settings.filter_is_global and tau <= mean_reward and D_g.reward[kept].min() <= mean_reward:
+    if tau is not None and tau <= mean_reward and D_g.reward[kept].min() <= mean_reward:
         # τ_1 > V(π) = E_{D_g}[R] is what makes the next policy's V rise
         run.warn(f"the first threshold {tau:.3f} is not above the mean reward {mean_reward:.3f} of "
                  "D_g")
@@ -187,7 +187,8 @@ def grow_stats(D_g, samples, seconds):
             "reward_data": float(reward[human].mean()) if human.any() else None,
             "truncated": float(1 - ends.mean()),
             "distinct": float(first_of_equal(samples).mean()),
-            "entropy": float(-samples.logprobs.mean()),
+            # its entropy, if they were drawn at temperature 1; below it, as they mostly are, less
+            "surprise": float(-samples.logprobs.mean()),
             "tokens_per_second": len(samples.tokens) / max(seconds, 1e-9)}
 
 
@@ -208,8 +209,7 @@ BOTH = (("val_greedy_reward", 100, "val_chrf", 1), ("reward", 100, "oracle", 100
 
 
 def check_reward_hacking(rows, run):
-    """Has the last row a higher reward than an earlier one on its way, and a lower reference metric?
-    """
+    """Is the last row's reward higher than earlier on its way, and its reference metric lower?"""
     last = rows[-1]
     for reward, times, metric, times_too in BOTH:
         if all(reward in row and metric in row for row in rows):

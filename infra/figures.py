@@ -53,7 +53,8 @@ def draw(folder):
         raise UserError(f"matplotlib does not work: {' '.join(str(error).split())}") from None
     results, written = read_json(folder / "results.json", task=str, rows=list), []
     with matplotlib.rc_context(STYLE):
-        for figure in (improve(results), best_of_n(results), rewards(folder), tradeoff(results)):
+        for figure in (improve(results), best_of_n(results), rewards(folder, results),
+                       tradeoff(results)):
             if figure is not None:
                 written.append(folder / f"{figure.get_label()}.png")
                 save_png(figure, written[-1])
@@ -126,8 +127,9 @@ def best_of_n(results):
     return figure
 
 
-def rewards(folder):
-    """Densities of the rewards in D_g: each Grow's samples filled, D's own pairs as an outline."""
+def rewards(folder, results):
+    """Densities of the rewards in D_g: each Grow's samples filled, D's own pairs as an outline; and
+    the thresholds of its Improves, where they are the same for all sources."""
     parts, g = [], 1
     while (scored := Path(folder) / "steps" / f"score-{g}").exists():
         pairs = Pairs.load(scored)
@@ -153,7 +155,15 @@ def rewards(folder):
         ax.plot([mean, mean], [0, top], color=colour, lw=1.2, label=f"mean of {name}")
         ax.annotate(f"{name}: mean {mean:.1f}", (mean, top), (6 * side, 0), va="top", color=colour,
                     ha="right" if side < 0 else "left", textcoords="offset points")
-    ax.set(title="% of pairs, per point of reward", xlabel=REWARD[0], ylim=(0, None))
+    for row in results["rows"]:
+        if row["name"] == "ReST" and row["threshold"] is not None:
+            tau, colour = 100 * row["threshold"], GROWS[(row["grow"] - 1) % len(GROWS)]
+            height = tallest * (0.5 - 0.06 * row["improve"])
+            ax.plot([tau, tau], [0, height], ":", color=colour, lw=1.6, label="threshold")
+            ax.annotate(f"τ{row['improve']}", (tau, height), (0, 2), textcoords="offset points",
+                        ha="center", color=colour)
+    ax.set(title="% of pairs, per point of reward; τ of each Improve", xlabel=REWARD[0],
+           ylim=(0, None))
     return figure
 
 

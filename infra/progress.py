@@ -1,4 +1,4 @@
-"""How far a long step is: a bar on a terminal; in a file or a notebook's log, a line now and then."""
+"""How far a long step is: a bar on a terminal, elsewhere a line now and then."""
 
 import sys
 

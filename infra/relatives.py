@@ -6,8 +6,8 @@ All but the last sample outputs, choose among them by a reward, and train on wha
 says what of that is not as in ReST. What makes them comparable is left as it is: the program's
 number of samples, of updates, and its rates. Their "right" is what lies above 0.8: of a reward that
 only knows right and wrong (`--task sums`) that is 1; of a learned one, whose filter by default is a
-quantile, it is the best fifth of D_g. `base` in them is a pretrained model; here it is what BC began
-with, which has learned nothing yet.
+quantile, it is the best fifth of D_g. `base` in them is a pretrained model; here it is what BC
+began with, which has learned nothing yet.
 experiments/relatives.py runs them on the same budget of samples.
 
 Left out: STaR's rationalisation, which shows the model the answer; searching as expert iteration
@@ -63,6 +63,10 @@ METHODS = {
     # source's samples of all rounds, from base each time
     "llama2": dict(ONCE, filter="top", thresholds=(1.0,), human_data="out", start="base",
                    keep_samples=True, temperature=(1.0,)),
+    # Impossible Distillation (Jung et al. 2023, arXiv:2305.16635): a fresh student of what is right
+    # and different, which then teaches itself once more in the same way
+    "impossible-distillation": dict(ONCE, **RIGHT, grow=2, human_data="out", start="base",
+                                    distinct=True, temperature=(1.0,)),
     # Online policy gradient: no Grow, no filter. PPO's rounds with one update each, at which the
     # ratio is 1 and nothing is clipped: REINFORCE (Williams 1992), with the mean reward of a
     # source's samples as its baseline and the KL to BC

@@ -143,9 +143,10 @@ def look(run, settings, select, source_text, target_text):
         for i in filter(None, settings.improves(g)):
             kept, tau = select(D_g, settings, i)
             of_data = kept[D_g.human].mean() if D_g.human.any() else 0
-            print(f"\nGrow {g}, Improve {i}: {settings.filter}, τ = {tau:.3f}, keeps "
+            line = "" if tau is None else f" τ = {tau:.3f},"
+            print(f"\nGrow {g}, Improve {i}: {settings.filter},{line} keeps "
                   f"{kept.sum()} of {len(kept)} pairs, {of_data:.0%} of D")
-            group = 0 * D_g.source if settings.filter_is_global else D_g.source
+            group = D_g.source if tau is None else 0 * D_g.source
             for title, index in chosen(D_g.reward[once], kept[once], group[once], settings.show):
                 print(f"  {title}")
                 for k in once[index]:

@@ -325,8 +325,8 @@ class Run:
         if event == "grow":
             of_data = values["reward_data"]
             tqdm.write("Grow {grow}: mean reward {0:.1f} of samples{1}; {distinct:.0%} distinct, "
-                       "{truncated:.1%} cut off; entropy {entropy:.2f}; {tokens_per_second:.0f} "
-                       "tokens/s".format(100 * values["reward_samples"], "" if of_data is None
+                       "{truncated:.1%} cut off; -log π {surprise:.2f} a token; "
+                       "{tokens_per_second:.0f} tokens/s".format(100 * values["reward_samples"], "" if of_data is None
                                          else f", {100 * of_data:.1f} of D", **values))
 
     def warn(self, text, kind=None):
