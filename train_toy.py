@@ -175,17 +175,15 @@ class Language:
 
         An adjective has to agree with the word that the output has before it, right or wrong.
         """
-        words = output[:-1] if len(output) and output[-1] == EOS else output
-        wanted, right = self.lexicon[self.reordered(source)], np.zeros(len(words), bool)
-        n = min(len(words), len(wanted))
+        words, wanted = output[output > EOS], self.lexicon[self.reordered(source)]
+        right, n = np.zeros(len(words), bool), min(len(words), len(wanted))
         endings = np.append(0, self.asks[words])[:n]
-        endings[:1] = 0
         right[:n] = self.form[endings, wanted[:n]] == words[:n]
         return right
 
     def oracle(self, sources, outputs):
         """(n,): the number of words that are right / the length of the longer text."""
-        return np.array([self.right(x, y).sum() / max(len(x) - 1, len(y) - (y[-1:] == EOS).sum())
+        return np.array([self.right(x, y).sum() / max(len(x) - 1, (y > EOS).sum())
                          for x, y in zip(sources, outputs)], np.float32)
 
     def rate(self, sources, outputs, noise, rng):
@@ -236,9 +234,9 @@ class Sums:
 
     def right(self, source, output):
         """Booleans: which steps add the digit to the total that the output has before it."""
-        n = min(len(source), len(output)) - 1
-        right = np.zeros(len(output) - 1, bool)
-        right[:n] = np.diff(output[:n] - 3, prepend=0) == source[:n] - 3
+        totals, digits = output[output > EOS] - 3, source[:-1] - 3
+        right, n = np.zeros(len(totals), bool), min(len(totals), len(digits))
+        right[:n] = np.diff(totals[:n], prepend=0) == digits[:n]
         return right
 
     def reward(self, sources, outputs):
