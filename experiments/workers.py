@@ -1,7 +1,6 @@
 """Processes that measure several seeds side by side, each on one thread.
 
-On two cores that is faster than one seed after the other on two threads, which gain little from
-each other at this size: a run of train_toy.py takes 106 s on one thread, 77 s on two. No two
+On two cores that is faster than one seed after the other, as train_toy.py too computes on one. No two
 of them ever work on the same seed, whose runs the experiments share. What fails, fails alone.
 """
 
