@@ -55,11 +55,11 @@ def main(argv=None):
     code = {name: code_of(name) for name in seeds}
     measured = {name: made(results, name, code[name]) for name in seeds}
     left = {name: [seed for seed in seeds[name] if seed not in measured[name]] for name in seeds}
-    failed, log, begin = [], results / "log.txt", time.monotonic()
+    failed, log, begin = {}, results / "log.txt", time.monotonic()
     for name, seed, points, error in run(left, args.quick, cache, log, args.workers):
         if error:
-            failed.append(f"{name}, seed {seed}: {error}")
-            print("failed:", failed[-1], flush=True)
+            failed[name, seed] = f"{name}, seed {seed}: {error}"
+            print("failed:", failed[name, seed], flush=True)
             continue
         measured[name][seed] = points
         there = [seed for seed in seeds[name] if seed in measured[name]]
@@ -67,15 +67,17 @@ def main(argv=None):
              results / f"{name}.json")
         try:
             conclude(name, results)
+            failed.pop((name, "drawing"), None)
         except Exception as error:  # of its claims or its picture: what it measured is saved
-            failed.append(f"{name}, drawing it: {type(error).__name__}: {error}")
+            failed[name, "drawing"] = f"{name}, drawing it: {type(error).__name__}: {error}"
         print(f"{name}: {len(there)} of {len(seeds[name])} seeds after "
               f"{time.monotonic() - begin:.0f} s", flush=True)
     if (results / "scoreboard.md").exists():
         print((results / "scoreboard.md").read_text())
     if failed:
         again = shlex.join(["python", "-m", "experiments", *(argv or sys.argv[1:])])
-        sys.exit("\n".join(["failed:", *failed, f"{log} has the tracebacks; what is done is kept; "
+        sys.exit("\n".join(["failed:", *failed.values(),
+                            f"{log} has the tracebacks; what is done is kept; "
                             f"to go on: {again}"]))
 
 

@@ -6,8 +6,8 @@ Chosen by  the reward after one Grow and four Improves from BC (PPO: after as ma
 Takes      about 15 minutes a seed on one core.
 
 From 1e-3 to 8e-3 ReST with the BC loss lies on a plateau half a point wide, of which train_toy.py's
-defaults, by which the other experiments go, are the middle. PPO's reward is highest with the smaller
-weight of its KL, where the oracle has already begun to fall behind; the demo has the larger one.
+defaults, by which the other experiments go, are the middle. PPO's reward is highest with the
+smaller weight of its KL, where the oracle has begun to fall behind; the demo has the larger one.
 
 What was found stands below in FOUND, and tests/test_experiments.py holds it against the results.
 """

@@ -1,7 +1,7 @@
 """Processes that measure several seeds side by side, each on one thread.
 
-On two cores that is faster than one seed after the other, as train_toy.py too computes on one. No two
-of them ever work on the same seed, whose runs the experiments share. What fails, fails alone.
+On two cores that is faster than one seed after the other, as train_toy.py too computes on one. No
+two of them ever work on the same seed, whose runs the experiments share. What fails, fails alone.
 """
 
 import os
