@@ -4,14 +4,14 @@
     python train_toy.py --preset quick           # the same, small, in half a minute
     python train_toy.py --task sums              # answers that can be checked need no reward model
 
-The language. A source is 8 to 16 invented words. Its translation replaces each word by a lexicon, an
-adjective changes places with the word that follows it, and takes the ending that the word before it
-asks for. So each source has one right translation, and an *oracle* can score any output exactly. In
-the human demonstrations four words of ten are wrong: some at random, but most by habit, a fixed
-wrong word for half of the nouns, which no way of decoding a cloned policy can undo. Raters score
-outputs from 0 to 6, with noise; a reward model learns from them, and ReST sees nothing but that
-reward model. The oracle stands in for the paper's human evaluation: it is reported, and nothing is
-trained on it or chosen by it.
+The language. A source is 8 to 16 invented words. Its translation replaces each word by a lexicon;
+an adjective changes places with the word that follows it, and takes the ending that the word before
+it asks for. So each source has one right translation, and an *oracle* can score any output exactly.
+In the human demonstrations four words of ten are wrong: some at random, but most by habit, a fixed
+wrong word for 16 of 24 nouns, which no way of decoding a cloned policy can undo where it is more
+frequent than the right one. Raters score outputs from 0 to 6, with noise; a reward model learns
+from them, and ReST sees nothing but that reward model. The oracle stands in for the paper's human
+evaluation: it is reported, and nothing is trained on it or chosen by it.
 
 The sums. A source is 4 to 7 digits, the output is their running total, whose last number is the
 answer; people often forget a carry. The reward is 1 for the right answer, and 0 for another.
@@ -77,6 +77,8 @@ class Settings(rest.Settings, RunSettings):
     best_of: int = setting(64, "largest N of best-of-N", low=1, free=True)
 
     def __post_init__(self):
+        if self.filter == "auto" and getattr(TASKS.get(self.task), "reward", None):
+            self.filter = "threshold"  # of a reward that is 0 or 1
         super().__post_init__()
         if self.refresh and self.rated_sources < self.grow:
             raise UserError(f"--refresh splits --rated-sources {self.rated_sources} over "
@@ -85,15 +87,15 @@ class Settings(rest.Settings, RunSettings):
             raise UserError(f"--longest {self.longest} is below --shortest {self.shortest}")
 
 
-PRESETS = {"default": {},
-           "quick": dict(shortest=4, longest=8, demonstrations=2000, batch_tokens=512, bc_updates=500,
-                         rated_sources=400, reward_updates=150, updates=60, evaluate_every=30,
-                         eval_sources=200, test_sources=300, samples=4, best_of=16)}
+PRESETS = {"default": {}, "quick": dict(
+    shortest=4, longest=8, demonstrations=2000, batch_tokens=512, bc_updates=500, rated_sources=400,
+    reward_updates=150, updates=60, evaluate_every=30, eval_sources=200, test_sources=300,
+    samples=4, best_of=16)}
 
 # ------------------------------------------------------------------------------------ the problems
 #
-# A problem is a class with what `Language` has: sizes, sources, demonstrations, the right answer and
-# an oracle; and, if it can check an output itself, a reward.
+# A problem is a class with what `Language` has: sizes, sources, demonstrations, the right answer,
+# an oracle; and a reward, if it can check an output itself.
 
 WORDS, ADJECTIVES, HABITS = 32, 8, 16  # of the language; habits are of nouns alone
 HABIT_RATES = 0.4, 0.95  # each habit has its own rate, at which it takes the right word's place
@@ -379,17 +381,18 @@ COLUMNS = ("reward", "greedy_reward", "pass_at_8", "oracle", "greedy_oracle", "e
 def metrics(toy, settings, policy, sampled, greedy):
     """What a row has beside the reward, on test sources.
 
-    Of samples and greedy outputs: the oracle. Of samples at temperature 0.8: reward and oracle, which
-    tell a better policy from one that is only sharper. Early signs of over-optimisation: the length
-    of samples, as a share of the right answers', and how many of their pairs of neighbours are
-    different. Where outputs are checked, pass_at_8: the share of sources of which one of eight
+    Of samples and greedy outputs: the oracle. Of samples at temperature 0.8: reward and oracle,
+    which tell a better policy from one that is only sharper. Early signs of over-optimisation: the
+    length of samples, as a share of the right answers', and how many of their pairs of neighbours
+    are different. Where outputs are checked, pass_at_8: the share of sources of which one of eight
     samples is right.
     """
     problem, task = toy.problem, toy.task
     sources = task.test_sources
 
     def draw(n, name, temperature):
-        drawn = sample_outputs(policy, sources, n, (name, settings.seed), task.max_len, temperature)
+        drawn = sample_outputs(policy, sources, n, (name, settings.seed), task.max_len, temperature,
+                               **settings.decoding())
         return score(drawn, sources, task.reward)
 
     cool = draw(1, "cool", 0.8)
@@ -400,7 +403,7 @@ def metrics(toy, settings, policy, sampled, greedy):
            "cool_reward": cool.reward.mean(), "cool_oracle": cool_oracle.mean(),
            "reward_error": np.sqrt(np.mean((sampled.reward - oracle) ** 2)),
            "length": len(sampled.tokens) / sum(len(problem.answer(x)) for x in sources),
-           "distinct_2": len(set(neighbours)) / len(neighbours)}
+           "distinct_2": len(set(neighbours)) / max(1, len(neighbours))}
     if problem.reward:
         row["pass_at_8"] = draw(8, "pass", 1.0).reward.reshape(-1, 8).max(1).mean()
     return {name: float(value) for name, value in row.items()}
@@ -460,9 +463,9 @@ def train(settings, run, device):
     toy = prepare(settings, run, device)
     task, bc = toy.task, toy.bc
     columns = [c for c in COLUMNS if c != "pass_at_8" or toy.problem.reward]
-    report = Report(run, columns, shown(toy), lambda policy: show(toy, policy), settings.refresh * (
-        "(--refresh: each Grow has a reward model of its own, and PPO the last one: rewards of "
-        "different Grows do not compare)"))
+    two_scales = ("(--refresh: each Grow has a reward model of its own, and PPO the last one: "
+                  "rewards of different Grows do not compare)") if task.refresh else ""
+    report = Report(run, columns, shown(toy), lambda policy: show(toy, policy), two_scales)
     report.add(bc_row(bc, task, settings, run), bc)
     name, policy = "ReST", bc
     for row, policy, D_g in rest.rest(bc, task, settings, run):

@@ -2,8 +2,8 @@
 
     python -m benchmarks.threads
 
-Each is timed in turn with one thread and with all, first alone, then beside a process that keeps one
-core busy; medians of milliseconds, and what several threads take, as a share of one.
+Each is timed in turn with one thread and with all, first alone, then beside a process that keeps
+one core busy; medians of milliseconds, and what several threads take, as a share of one.
 """
 
 import argparse

@@ -163,8 +163,8 @@ def log_grow(D_g, samples, select, settings, g, run):
     stats = grow_stats(D_g, samples, run.seconds(f"grow-{g}"))
     run.log("grow", grow=g, **stats)
     if stats["surprise"] < 0.05:
-        run.warn(f"the policy has collapsed: -log π of its samples is {stats['surprise']:.3f} nats a "
-                 "token, they hold little that is new", "collapsed")
+        run.warn(f"the policy has collapsed: -log π of its samples is {stats['surprise']:.3f} nats "
+                 "a token, they hold little that is new", "collapsed")
     if stats["truncated"] > 0.5:
         run.warn(f"{stats['truncated']:.0%} of the samples are cut off at the maximum length",
                  "truncated")
@@ -173,7 +173,7 @@ def log_grow(D_g, samples, select, settings, g, run):
         run.warn(f"of {settings.samples} samples of a source only {different:.1f} are distinct: "
                  "a higher temperature would spread them", "distinct")
     (kept, tau), mean_reward = select(D_g, settings, 1), D_g.reward.mean()
-    if tau is not None and tau <= mean_reward and D_g.reward[kept].min() <= mean_reward:
+    if tau is not None and tau <= mean_reward and (D_g.reward[kept] <= mean_reward).any():
         # τ_1 > V(π) = E_{D_g}[R] is what makes the next policy's V rise
         run.warn(f"the first threshold {tau:.3f} is not above the mean reward {mean_reward:.3f} of "
                  "D_g")

@@ -156,9 +156,9 @@ def rewards(folder, results):
         ax.annotate(f"{name}: mean {mean:.1f}", (mean, top), (6 * side, 0), va="top", color=colour,
                     ha="right" if side < 0 else "left", textcoords="offset points")
     for row in results["rows"]:
-        if row["name"] == "ReST" and row["threshold"] is not None:
+        if row["name"] == "ReST" and row.get("threshold") is not None:
             tau, colour = 100 * row["threshold"], GROWS[(row["grow"] - 1) % len(GROWS)]
-            height = tallest * (0.5 - 0.06 * row["improve"])
+            height = tallest * (0.2 + 0.3 * 0.85 ** row["improve"])
             ax.plot([tau, tau], [0, height], ":", color=colour, lw=1.6, label="threshold")
             ax.annotate(f"τ{row['improve']}", (tau, height), (0, 2), textcoords="offset points",
                         ha="center", color=colour)

@@ -42,7 +42,7 @@ class Switches:
 
 
 ONCE = dict(improve=(1,), unfiltered=False)  # one Improve a Grow, filtered at once
-RIGHT = dict(thresholds=(0.8,))
+RIGHT = dict(filter="auto", thresholds=(0.8,))
 
 METHODS = {
     "rest": dict(),

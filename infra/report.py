@@ -78,7 +78,7 @@ class Report:
         return f"  = {equal[0]}" if equal else ""
 
     def __str__(self):
-        equal = ("(=: no checkpoint of this Improve was better)"
+        equal = ("(=: still that row's policy, no checkpoint was better)"
                  if any(map(self.same, self.rows)) else "")
         return "\n".join(["", self.head(), *map(self.line, self.rows),
                           *filter(None, [equal, self.note])])

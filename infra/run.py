@@ -324,10 +324,11 @@ class Run:
             self.event_log.add(event, **values)
         if event == "grow":
             of_data = values["reward_data"]
+            of_data = "" if of_data is None else f", {100 * of_data:.1f} of D"
             tqdm.write("Grow {grow}: mean reward {0:.1f} of samples{1}; {distinct:.0%} distinct, "
                        "{truncated:.1%} cut off; -log π {surprise:.2f} a token; "
-                       "{tokens_per_second:.0f} tokens/s".format(100 * values["reward_samples"], "" if of_data is None
-                                         else f", {100 * of_data:.1f} of D", **values))
+                       "{tokens_per_second:.0f} tokens/s".format(
+                           100 * values["reward_samples"], of_data, **values))
 
     def warn(self, text, kind=None):
         """Print and log it: each text once in a run, or each kind, where there is one."""

@@ -156,11 +156,11 @@ def parse(cls, argv=None, description="", first=(), **tables):
     parser = Parser(description=description, allow_abbrev=False, usage="%(prog)s [--flag value]",
                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     top = parser.add_argument_group("the settings that matter most")
+    known = {field.name: field for field in dataclasses.fields(cls)}
+    fields = {name: field for name, field in known.items() if name not in tables}
     for name, table in tables.items():
-        top.add_argument("--" + name, choices=list(table), default=next(iter(table)),
-                         help=f"named set of defaults: {name}")
-    known = {field.name for field in dataclasses.fields(cls)}
-    fields = {field.name: field for field in dataclasses.fields(cls) if field.name not in tables}
+        text = known[name].metadata["help"] if name in known else "named set of defaults"
+        top.add_argument("--" + name, choices=list(table), default=next(iter(table)), help=text)
     for name in first:
         add_flag(top, fields[name])
     owner = {name: base for base in cls.__mro__ for name in vars(base).get("__annotations__", {})}

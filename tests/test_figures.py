@@ -22,7 +22,8 @@ def made_up(task):
     rows = []
     for k, (g, i) in enumerate([*STEPS, (62, 4)]):
         row = {"name": "BC" if k == 0 else "PPO" if g == 62 else "ReST", "grow": g, "improve": i,
-               "reward": 0.5 + 0.03 * k, "greedy_reward": 0.55 + 0.02 * k}
+               "reward": 0.5 + 0.03 * k, "greedy_reward": 0.55 + 0.02 * k,
+               "threshold": 0.5 + 0.1 * i if 0 < i and g < 3 else None}
         rows.append(row | ({"oracle": 0.6 + 0.04 * k, "greedy_oracle": 0.7 + 0.01 * k}
                            if task == "toy" else
                            {"bleu": 31 - 0.3 * k, "beam_bleu": 32 - 0.2 * k,
@@ -118,8 +119,8 @@ def test_rewards_of_a_D_g_without_D(tmp_path):
         pairs = Pairs.load(path)
         shutil.rmtree(path)
         pairs.select(~pairs.human).append_to(path)
-    ax, = figures.rewards(folder).axes
-    assert set(lines(ax)) == {"mean of Grow 1", "mean of Grow 2"}
+    ax, = figures.rewards(folder, made_up("toy")).axes
+    assert set(lines(ax)) == {"mean of Grow 1", "mean of Grow 2", "threshold"}
 
 
 def test_a_toy_shares_its_scale_and_a_translation_does_not():
@@ -143,7 +144,7 @@ def test_best_of_n():
 
 def test_rewards_are_densities_with_their_means(tmp_path):
     folder = write(tmp_path / "run", made_up("toy"))
-    (ax,) = figures.rewards(folder).axes
+    (ax,) = figures.rewards(folder, made_up("toy")).axes
     assert {patch.get_label() for patch in ax.patches} == {"Grow 1", "Grow 2", "D, human"}
     for patch in ax.patches:
         corners = patch.get_xy()  # the outline closes on itself: the shoelace formula is its area
@@ -156,6 +157,24 @@ def test_rewards_are_densities_with_their_means(tmp_path):
         mean = 100 * pairs.reward[~pairs.human].mean()
         np.testing.assert_allclose(lines(ax)[f"mean of Grow {g}"].get_xdata(), mean, rtol=1e-6)
         assert f"Grow {g}: mean {mean:.1f}" in texts(ax)
+
+
+def test_rewards_show_the_line_of_each_filter_that_has_one_for_all_sources(tmp_path):
+    """In its Grow's colour, the later the lower; not of BC, PPO or I = 0, which have none."""
+    results = made_up("toy")
+    folder = write(tmp_path / "run", results)
+    ax, = figures.rewards(folder, results).axes
+    drawn = [line for line in ax.lines if line.get_label() == "threshold"]
+    np.testing.assert_allclose([line.get_xdata() for line in drawn],
+                               np.repeat([60, 70, 60, 70], 2).reshape(4, 2))
+    assert [line.get_color() for line in drawn] == 2 * [figures.GROWS[0]] + 2 * [figures.GROWS[1]]
+    tops = [line.get_ydata()[1] for line in drawn]
+    assert tops[0] > tops[1] > 0 and tops[2:] == tops[:2]
+    assert [text for text in texts(ax) if text.startswith("τ")] == ["τ1", "τ2", "τ1", "τ2"]
+    for row in results["rows"]:
+        row["threshold"] = None
+    ax, = figures.rewards(folder, results).axes
+    assert "threshold" not in lines(ax) and not any("τ" in text for text in texts(ax))
 
 
 def test_tradeoff():

@@ -909,7 +909,9 @@ VALUES = st.one_of(
 @CASES
 @pytest.mark.parametrize("program", [train_toy, train_mt])
 def test_fuzz_settings(cases, capsys, program):
-    tables = {"method": METHODS} | ({"preset": train_mt.PRESETS} if program is train_mt else {})
+    tables = {"preset": program.PRESETS, "method": METHODS}
+    if program is train_toy:
+        tables["task"] = {name: problem.usual for name, problem in train_toy.TASKS.items()}
     flags = [f"--{field.name.replace('_', '-')}" for field in fields(program.Settings)]
 
     def check(words):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from infra.errors import UserError
-from infra.pairs import DTYPES, PART, Pairs, flat_file, size_of
+from infra.pairs import DTYPES, PART, Pairs, Parts, flat_file, size_of
 from infra.storage import atomic_write
 from model import EOS
 
@@ -145,6 +145,24 @@ def test_a_part_is_of_the_size_of_PART_unless_told():
     pairs = Pairs(np.arange(n, dtype=np.int32), np.zeros(0, np.int32), np.zeros(n + 1, np.int64),
                   np.zeros(0, np.float32), np.zeros(n, np.float32), np.zeros(n, bool))
     assert [len(part) for part in pairs.parts()] == [PART, 1]
+
+
+def test_parts_of_several_pairs_leave_out_equal_samples_where_told(monkeypatch):
+    """Of all pools the first of equal ones; a person's pair stays, and a sample equal to it too."""
+    monkeypatch.setattr(Pairs, "parts", lambda pairs, size=2, parts=Pairs.parts: parts(pairs, size))
+    early = Pairs.of([0, 0, 1], [[5, EOS], [6, EOS], [5, EOS]])
+    late = Pairs.of([0, 1, 1, 1], [[6, EOS], [6, EOS], [6, EOS], [7, EOS]])
+    human = Pairs.of([1, 0, 0], [[7, EOS], [8, EOS], [8, EOS]], human=True)
+    pools = [early, late, human]
+    every = [part for pairs in pools for part in pairs.parts(2)]
+    plain, distinct = Parts(pools), Parts(pools, distinct=True)
+    assert len(plain) == len(distinct) == len(every) == 6
+    for k, part in enumerate(every):
+        assert_same(plain[k], part)
+    left = [[0, 1], [0], [1], [1], [0, 1], [0]]
+    for k in reversed(range(6)):  # in any order
+        assert_same(distinct[k], every[k].select(left[k]))
+    assert "new" not in vars(plain)  # no one has looked for equal ones
 
 
 # --------------------------------------------------------------------------------------- on disk

@@ -145,10 +145,10 @@ def test_shards_come_back_in_order(worked):
         assert worked[k]["gathered"].tolist() == [0, 10, 20, 30, 40, 50, 60]
 
 
-TINY = """--demonstrations 60 --rated-sources 30 --eval-sources 20 --test-sources 30 --d-model 16
-          --bc-updates 12 --reward-updates 8 --updates 6 --evaluate-every 3 --batch-tokens 200
-          --samples 3 --grow 1 --improve 2 --ppo-batch 48 --ppo-samples 96 --best-of 2
-          --dropout 0 --seed 3""".split()
+TINY = """--shortest 3 --longest 6 --demonstrations 60 --rated-sources 30 --eval-sources 20
+          --test-sources 30 --d-model 16 --bc-updates 12 --reward-updates 8 --updates 6
+          --evaluate-every 3 --batch-tokens 200 --samples 3 --grow 1 --improve 2 --ppo-batch 48
+          --ppo-samples 96 --best-of 2 --dropout 0 --seed 3""".split()
 
 
 @pytest.fixture(scope="module")
@@ -188,7 +188,7 @@ def test_two_processes_come_to_the_same_results_as_one(runs):
 def test_only_the_first_process_speaks_and_every_line_is_there_once(runs):
     folder, *both = runs
     for said, silent in both:
-        assert "ReST on an invented language" in said and silent == ""
+        assert "ReST, task language, seed 3" in said and silent == ""
     steps = [json.loads(line)["step"] for line in (folder / "two/metrics.jsonl").read_text()
              .splitlines() if '"event": "step"' in line]
     assert sorted(steps) == sorted(set(steps)) and {"bc", "grow-1", "improve-1-2"} <= set(steps)

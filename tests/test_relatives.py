@@ -27,6 +27,8 @@ from test_train_toy import TINY
 
 LINE = 0.85  # right and wrong, in the tests' own task
 FIELDS = {field.name: field for field in fields(Settings)}
+USUAL = [{}, *(problem.usual for problem in train_toy.TASKS.values()), *train_toy.PRESETS.values(),
+         *train_mt.PRESETS.values()]  # what the programs have in place of the defaults
 
 
 # -------------------------------------------------------------------------------------- settings
@@ -46,7 +48,7 @@ def test_a_method_is_made_of_settings(name):
         if isinstance(value, tuple):
             assert {type(x) for x in value} == {type(x) for x in field.default or (0.0,)}, key
         assert choices_of(field) is None or value in choices_of(field), key
-        assert value != field.default, key  # or it would say nothing
+        assert any(value != table.get(key, field.default) for table in USUAL), key  # it says this
     settings = parse(Settings, ["--method", name], method=METHODS)
     assert settings == Settings(**METHODS[name])
 
@@ -61,7 +63,8 @@ def test_a_method_leaves_budget_and_rates_to_the_program(program, name):
     plain, chosen = (vars(parse(program.Settings, argv, method=METHODS))
                      for argv in ([], ["--method", name]))
     assert {k for k in chosen if chosen[k] != plain[k]} <= {*METHODS[name], "thresholds"}
-    assert {k: chosen[k] for k in METHODS[name]} == METHODS[name]
+    given = {k: value for k, value in METHODS[name].items() if value != "auto"}
+    assert {k: chosen[k] for k in given} == given
 
 
 def test_a_method_overrules_a_preset_and_a_flag_both():
@@ -73,6 +76,9 @@ def test_a_method_overrules_a_preset_and_a_flag_both():
     assert both.grow == 1 and both.samples == 4 and both.d_model == 32  # the preset's
     assert parsed("--method", "rft", "--preset", "gpu").grow == 1
     assert parsed("--method", "raft").filter == "top"  # not the preset's percentile
+    for name in ("rest-em", "expert-iteration", "rft"):  # nor is 0.8 one: the best fifth of D_g
+        method = parsed("--method", name)
+        assert (method.filter, method.thresholds) == ("quantile", (0.8,))
     flags = parsed("--preset", "smoke", "--method", "rest-em", "--improve", "3", "--samples", "9")
     assert flags.improve == (3,) and flags.samples == 9 and flags.start == "base"
 
@@ -201,6 +207,21 @@ def test_rft_adds_different_right_outputs_to_D(bc, task):
     assert torch.equal(improve["before"], weights(task.base[0])) and grow["args"][5] == 0.7
 
 
+def test_impossible_distillation_has_two_students_of_what_is_right(bc, task):
+    """Each new, from the base; what the second learns from is the first one's."""
+    yielded, before = went("impossible-distillation", bc, task), weights(bc)
+    assert steps(yielded) == [(1, 1), (2, 1)]
+    for row, improve, grow, policy, D_g in yielded:
+        outputs = {(int(x), *y.tolist()) for x, y in zip(D_g.source, D_g.targets())}
+        assert not D_g.human.any() and len(outputs) == len(D_g) <= 360
+        kept = kept_by(improve)
+        assert 0 < len(kept) == (D_g.reward > LINE).sum() and (kept.reward == 1).all()
+        assert torch.equal(improve["before"], weights(task.base[0]))
+        assert improve["args"][4] is task.base[1]
+        assert torch.equal(grow["before"], before) and grow["args"][5] == 1.0
+        before = policy
+
+
 def test_policy_gradient_is_online_and_never_clipped(bc, task, monkeypatch):
     """One update a round, each on all that the same policy has just drawn."""
     settings, ratios, ppo = replace(SIZES, **METHODS["policy-gradient"]), [], losses.ppo
@@ -240,7 +261,7 @@ def begun(tmp_path_factory):
 def rows_only(monkeypatch):
     """No figures, and no examples beside the rows."""
     monkeypatch.setattr(figures, "draw", lambda folder: [])
-    monkeypatch.setattr(train_toy, "examples", lambda *args: [])
+    monkeypatch.setattr(train_toy, "show", lambda *args: [])
 
 
 AT = TINIER.index("--grow")
@@ -254,6 +275,8 @@ SHORT = TINIER[:AT] + TINIER[AT + 5 :]  # without --grow 2 --improve 2 1, which 
     ("policy-gradient", [(0, 0), (2, 1)], [1]),
     pytest.param("expert-iteration", [(0, 0), (1, 1), (2, 1)], [1, 1], marks=pytest.mark.slow),
     pytest.param("rft", [(0, 0), (1, 1)], [1], marks=pytest.mark.slow),
+    pytest.param("impossible-distillation", [(0, 0), (1, 1), (2, 1)], [1, 1],
+                 marks=pytest.mark.slow),
     pytest.param("llama2", [(0, 0), (1, 1), (2, 1)], [1 / 4, 1 / 8], marks=pytest.mark.slow)])
 def test_every_method_runs_from_start_to_end(name, rows, kept, begun, tmp_path, rows_only):
     """With a threshold that all rewards are above, where the method has one for all sources."""
@@ -263,7 +286,7 @@ def test_every_method_runs_from_start_to_end(name, rows, kept, begun, tmp_path, 
     flags += [] if name == "policy-gradient" else ["--no-ppo"]
     flags += ["--improve", "2", "1"] if name == "rest" else []
     everything = ["--filter", "threshold", "--thresholds", "0"]
-    flags += everything if METHODS[name].get("filter") == "quantile" else []
+    flags += everything if METHODS[name].get("thresholds") == (0.8,) else []
     train_toy.main([*SHORT, *flags])
     results = json.loads((folder / "results.json").read_text())
     assert [(row["grow"], row["improve"]) for row in results["rows"]] == rows

@@ -1,4 +1,4 @@
-"""report.py: rows as lines, best-of-N as a table, and a look into made-up pairs."""
+"""report.py: rows as lines, best-of-N as a table, examples, and a look into made-up pairs."""
 
 import json
 import re
@@ -10,15 +10,17 @@ import numpy as np
 import pytest
 
 import rest
+from helpers import some_policy
 from infra.errors import UserError
 from infra.pairs import Pairs
-from infra.report import COLUMNS, Report, best_of_n_table, chosen, label, look, over_runs, verdict
+from infra.report import (COLUMNS, Report, best_of_n_table, chosen, finish, label, look,
+                          over_runs)
 from infra.run import Run
 from infra.settings import RunSettings
 
 ROW = {"name": "ReST", "loss": "bc", "grow": 1, "improve": 2, "reward": 0.7349, "oracle": 0.5,
-       "entropy": 1.239, "kept_samples": 0.296, "kept_data": 1.0, "samples": 12345678,
-       "seconds": 8.6, "bleu": 31.55}
+       "entropy": 1.239, "kl_to_bc": 0.25, "kept_samples": 0.296, "kept_data": 1.0,
+       "samples": 12345678, "seconds": 8.6, "bleu": 31.55}
 
 
 @pytest.fixture
@@ -37,57 +39,113 @@ def test_labels_are_the_papers(row, name):
     assert label(row) == name
 
 
-def test_the_verdict_on_an_example():
-    row, settings = ROW | {"threshold": 0.5}, rest.Settings(filter="quantile")
-    assert verdict(0.6, row, settings) == "kept "
-    assert verdict(0.5, row, settings) == verdict(0.4, row, settings) == "dropped "  # strictly >
-    assert verdict(0.6, ROW | {"threshold": None}, settings) == ""  # BC, I = 0, PPO
-    for name in ("percentile", "gamma", "top"):  # a line of its own for each source
-        assert verdict(0.6, row, rest.Settings(filter=name)) == ""
-
-
-def test_the_verdict_with_ties():
-    row, settings = ROW | {"threshold": 0.5}, rest.Settings(filter="quantile", inclusive=True)
-    assert verdict(0.6, row, settings) == verdict(0.5, row, settings) == "kept "
-    assert verdict(0.4, row, settings) == "dropped "
+def report_of(run, columns, rows=(), note=""):
+    """A report of these rows, without examples."""
+    report = Report(run, columns, [], lambda policy: [], note)
+    report.rows = list(rows)
+    return report
 
 
 def test_a_line_stands_under_its_head(run):
-    report = Report(run, ["reward", "entropy", "kept_samples", "samples", "seconds", "bleu"], None)
-    assert report.line(ROW) == "ReST (1,2)     73.5    1.24   30%12345678     9  31.6"
-    assert report.head() == "             reward entropy  kept samples     s  BLEU"
-    assert len(report.line(ROW)) == len(report.head())
+    report = report_of(run, ["reward", "entropy", "kept_samples", "samples", "seconds", "bleu"],
+                       [ROW])
+    assert report.head().splitlines() == [
+        "               reward           samples  samples              BLEU",
+        "              sampled  entropy     kept    drawn  seconds   greedy"]
+    assert report.line(ROW) == "ReST (1,2)       73.5     1.24      30% 12345678        9     31.6"
+    assert {len(line) for line in report.head().splitlines()} == {len(report.line(ROW))}
+
+
+def test_no_two_heads_are_the_same(run):
+    """Both lines of a head joined; and none runs into the next."""
+    report = report_of(run, list(COLUMNS))
+    above, below = report.head().splitlines()
+    assert len(above) == len(below) == 12 + 9 * len(COLUMNS)
+    heads = [(above[at : at + 9], below[at : at + 9]) for at in range(12, len(above), 9)]
+    joined = [" ".join(" ".join(head).split()) for head in heads]
+    assert joined == [title for title, *_ in COLUMNS.values()]
+    assert len(set(joined)) == len(COLUMNS) and all(head[1].strip() for head in heads)
+    assert all(line.startswith(" ") for head in heads for line in head)
 
 
 @pytest.mark.parametrize("key", COLUMNS)
 def test_what_is_not_known_is_a_dash(run, key):
-    report = Report(run, [key], None)
-    empty = {"name": "BC", "loss": "bc", key: None}
-    assert report.line(empty) == report.line({"name": "BC", "loss": "bc"})
+    bc = {"name": "BC", "loss": "bc"}
+    report = report_of(run, [key], [bc])
+    empty = bc | {key: None}
+    report.rows.append(empty)
+    report.same = lambda row: ""
+    assert report.line(empty) == report.line(bc)
     assert report.line(empty).split() == ["BC", "-"]
-    assert len(report.line(empty)) == len(report.head()) == 12 + COLUMNS[key][1]
-    value = 1 if COLUMNS[key][2] == "{:d}" else 1.0
-    shown = report.line(ROW | {key: value})[12:].strip().rstrip("%")
-    assert float(shown) == COLUMNS[key][3]  # 1.0 is 100 of 100, or BLEU 1
+    assert len(report.line(empty)) == len(report.head().splitlines()[0]) == 12 + 9
+    _, form, scale = COLUMNS[key]
+    shown = report.line(ROW | {key: 1 if form == "{:d}" else 1.0})[12:].strip().rstrip("%")
+    assert float(shown) == scale  # 1.0 is 100 of 100, or BLEU 1
 
 
 def test_zero_is_not_unknown(run):
-    assert Report(run, ["reward", "samples"], None).line(
-        {"name": "BC", "loss": "bc", "reward": 0.0, "samples": 0}).split() == ["BC", "0.0", "0"]
+    bc = {"name": "BC", "loss": "bc", "reward": 0.0, "samples": 0}
+    assert report_of(run, ["reward", "samples"], [bc]).line(bc).split() == ["BC", "0.0", "0"]
 
 
-def test_add_prints_and_keeps_examples(run, capsys):
-    (run.folder / "samples.txt").write_text("of the process that was interrupted")
-    report = Report(run, ["reward"], lambda policy, row: [f"{policy} says", "ja · yes"])
-    bc = {"name": "BC", "loss": "bc", "grow": 0, "improve": 0, "reward": 0.5}
-    report.add(bc, "first")
-    report.add(ROW, "second")
-    assert report.rows == [bc, ROW]
+BC = {"name": "BC", "loss": "bc", "grow": 0, "improve": 0, "reward": 0.5, "entropy": 1.0,
+      "kl_to_bc": 0.0}
+
+
+def test_a_row_whose_policy_is_an_earlier_one_says_so(run, capsys):
+    """Its Improve found no better checkpoint: what its policy is measured by is the same."""
+    rows = [BC, BC | {"name": "ReST", "grow": 1, "threshold": None}, ROW | {"improve": 1}, ROW,
+            ROW | {"improve": 3, "kept_samples": 0.1}, ROW | {"improve": 4, "entropy": 1.2},
+            ROW | {"name": "PPO", "reward": 0.8}]
+    report = Report(run, ["reward"], [], lambda policy: [], "(a note)")
+    for row in rows:
+        report.add(row, None)
+    marks = ["", "  = BC", "", "  = ReST (1,1)", "  = ReST (1,1)", "", ""]
     printed = capsys.readouterr().out.splitlines()
-    assert printed == ["", report.head(), report.line(bc), report.line(ROW)]  # one head
+    assert [line[21:] for line in printed[3:]] == marks
+    assert str(report).splitlines() == [*printed, "(=: no checkpoint of this Improve was better)",
+                                        "(a note)"]
+
+
+def test_where_all_rows_differ_nothing_is_said_of_equal_ones(run):
+    report = report_of(run, ["reward"], [BC, ROW, ROW | {"improve": 3, "kl_to_bc": 0.3}])
+    assert "=" not in str(report)
+    assert str(report).splitlines()[3:] == [report.line(row) for row in report.rows]
+
+
+def test_add_prints_and_keeps_what_became_of_the_examples(run, capsys):
+    (run.folder / "samples.txt").write_text("of the process that was interrupted")
+    report = Report(run, ["reward"], [["source      ja"], ["source      nein", "right       no"]],
+                    lambda policy: [f"{policy} · yes", f"{policy} no"])
+    assert report.add(BC, "first") is None
+    samples = run.folder / "samples.txt"
+    assert samples.read_text(encoding="utf-8") == (
+        "source      ja\nBC          first · yes\n\n"
+        "source      nein\nright       no\nBC          first no\n")
+    report.add(ROW, "second")
+    assert report.rows == [BC, ROW]
+    printed = capsys.readouterr().out.splitlines()
+    assert printed == ["", *report.head().splitlines(), report.line(BC), report.line(ROW)]  # 1 head
     assert str(report).splitlines() == printed
-    assert (run.folder / "samples.txt").read_text(encoding="utf-8") == (
-        "--- BC\nfirst says\nja · yes\n\n--- ReST (1,2)\nsecond says\nja · yes\n\n")
+    assert samples.read_text(encoding="utf-8") == report.journeys() == (
+        "source      ja\nBC          first · yes\nReST (1,2)  second · yes\n\n"
+        "source      nein\nright       no\nBC          first no\nReST (1,2)  second no\n")
+
+
+def test_a_finished_run_prints_table_best_of_n_and_examples(run, capsys, monkeypatch):
+    monkeypatch.setattr("infra.figures.draw", lambda folder: [])
+    report = Report(run, ["reward"], [["source      ja"]], lambda policy: ["yes"])
+    report.add(BC, None)
+    capsys.readouterr()
+    best = [{"policy": "BC", "n": 1, "reward": 0.5}]
+    policy = some_policy()
+    finish(run, "toy", report, best, policy, None, "more of it")
+    out = capsys.readouterr().out
+    parts = [str(report), best_of_n_table(best), report.journeys(), "more of it", str(run.folder)]
+    assert [out.count(part) for part in parts[:4]] == 4 * [1]
+    assert sorted(parts, key=out.index) == parts
+    assert json.loads((run.folder / "results.json").read_text())["rows"] == [BC]
+    assert (run.folder / "policy.pt").exists() and not (run.folder / "reward.pt").exists()
 
 
 def test_best_of_n_table():
@@ -216,6 +274,20 @@ def test_look_with_every_switch_of_the_filter(run, capsys):
         assert f"keeps {kept} of 7 pairs, {of_D}% of D" in line
 
 
+def test_look_through_a_filter_within_each_source(run, capsys):
+    """It has no τ to be named, and what is nearest to the line is so within its source."""
+    pairs = Pairs.of([0, 0, 0, 1, 1, 1, 2], [[10 + i, 2] for i in range(7)], reward=REWARD)
+    pairs.append_to(run.folder / "steps" / "score-1")
+    for name, value, kept in (("top", 1, 3), ("percentile", 50, 2), ("gamma", 0.2, 3)):
+        settings = replace(SETTINGS, improve=(1,), filter=name, thresholds=(value,), show=2)
+        look(run, settings, rest.select, lambda i: f"source{i}", lambda ids: f"target{ids[0]}")
+        out = capsys.readouterr().out
+        line, = heads(out)
+        assert line == f"Grow 1, Improve 1: {name}, keeps {kept} of 7 pairs, 0% of D"
+        nearest = out.split("nearest to the line\n")[1].splitlines()
+        assert all("source2" not in line for line in nearest) and len(nearest) == 2
+
+
 def test_look_at_a_D_g_without_D(run, capsys):
     n = len(REWARD)
     Pairs.of(np.arange(n), n * [np.array([10, 2])], reward=REWARD).append_to(
@@ -268,15 +340,15 @@ def cells(line):
 
 def test_means_over_runs(tmp_path):
     folders = [save_results(tmp_path / str(by), made_up(
-        by=by, reward=0.5, greedy_reward=0.6, oracle=0.25, greedy_oracle=0.75))
+        by=by, reward=0.5, greedy_reward=0.6, oracle=0.25, greedy_oracle=0.75, entropy=0.5))
         for by in (0.02, 0.0, 0.07)]
     lines = over_runs(folders).splitlines()
     assert lines[0].startswith("3 runs") and lines[-1] == "seconds: 61, 61, 61"
     assert cells(lines[2]) == ("BC", "53.0 (50.0..57.0)", "63.0 (60.0..67.0)",
-                               "28.0 (25.0..32.0)", "78.0 (75.0..82.0)")
+                               "28.0 (25.0..32.0)", "78.0 (75.0..82.0)", "0.53 (0.50..0.57)")
     assert cells(lines[3])[:2] == ("GOLD (1,1)", "56.0 (50.0..64.0)")
     assert lines[4:6] == ["", "above BC of the same run"] and cells(lines[6]) == cells(lines[1])
-    assert cells(lines[7]) == ("GOLD (1,1)", *4 * ["3.0 (0.0..7.0)"])  # pairs, not means
+    assert cells(lines[7]) == ("GOLD (1,1)", *4 * ["3.0 (0.0..7.0)"], "0.03 (0.00..0.07)")  # pairs
     assert lines[-3:-1] == ["best of N               1      2", "BC, reward           53.0   56.0"]
 
 
@@ -284,7 +356,11 @@ def test_means_over_runs_of_translation(tmp_path):
     folder = save_results(tmp_path / "a", made_up(
         "mt", reward=0.5, greedy_reward=0.6, bleu=31.0, beam_bleu=32.0, chrf=50.0,
         sampled_chrf=44.0, val_reward=0.4, val_bleu=33.0))
-    assert "31.0 (31.0..31.0)" in over_runs([folder]) and "valBLEU" in over_runs([folder])
+    table = over_runs([folder])
+    assert "31.0 (31.0..31.0)" in table
+    assert cells(table.splitlines()[1]) == (
+        "", "reward sampled", "chrF sampled", "BLEU greedy", "BLEU beam", "chrF greedy",
+        "val. reward", "val. BLEU")
 
 
 def test_means_over_no_run(tmp_path):
@@ -305,13 +381,14 @@ def test_runs_of_other_settings_have_what_is_missing_as_a_dash(tmp_path):
                        for k, results in enumerate((whole, other, odd))]).splitlines()
     shown = list(map(cells, lines))
     reward = "50.0 (50.0..50.0) of 2"
-    assert shown[1] == ("", "reward", "greedy", "oracle", "greedy")
+    assert shown[1] == ("", "reward sampled", "reward greedy", "oracle sampled", "oracle greedy",
+                        "entropy")
     assert shown[2:6] == [
-        ("BC", reward, "-", "30.0 (25.0..35.0) of 2", "-"),
-        ("GOLD (1,1)", reward, "-", "35.0 (25.0..45.0) of 2", "-"),
-        ("ReST (1,1)", "50.0 (50.0..50.0) of 1", "-", "35.0 (35.0..35.0) of 1", "-"),
-        ("ReST (2,1)", "-", "-", "35.0 (35.0..35.0) of 1", "-")]
-    assert shown[9] == ("GOLD (1,1)", "0.0 (0.0..0.0) of 1", "-", "0.0 (0.0..0.0) of 1", "-")
+        ("BC", reward, "-", "30.0 (25.0..35.0) of 2", "-", "-"),
+        ("GOLD (1,1)", reward, "-", "35.0 (25.0..45.0) of 2", "-", "-"),
+        ("ReST (1,1)", "50.0 (50.0..50.0) of 1", "-", "35.0 (35.0..35.0) of 1", "-", "-"),
+        ("ReST (2,1)", "-", "-", "35.0 (35.0..35.0) of 1", "-", "-")]
+    assert shown[9] == ("GOLD (1,1)", "0.0 (0.0..0.0) of 1", "-", "0.0 (0.0..0.0) of 1", "-", "-")
     assert len({len(line) for line in lines[1:6]}) == 1  # one below the other
     assert "BC, oracle           50.0      -" in lines
 

@@ -121,6 +121,23 @@ def test_of_two_tables_the_later_wins_and_flags_over_both():
         count=5, sizes=(3,), title="odd")
 
 
+def test_a_table_may_be_named_like_a_setting(capsys):
+    """What is chosen is the setting's value, and has defaults for others."""
+    tables = {"kind": {"a": {}, "b": {"count": 7, "sizes": (5,)}}, "preset": PRESETS}
+    assert parsed(**tables) == Settings()
+    assert parsed("--kind", "b", **tables) == Settings(kind="b", count=7, sizes=(5,))
+    for argv in (["--kind", "b", "--count", "9"], ["--count", "9", "--kind", "b"]):
+        assert parsed(*argv, **tables) == Settings(kind="b", count=9, sizes=(5,))
+    both = Settings(kind="b", count=100, sizes=(8, 9))  # the later table wins
+    assert parsed("--preset", "large", "--kind", "b", **tables) == both
+    assert "--kind" in refused(capsys, "--kind", "c", **tables)
+    swapped = {"kind": {"b": {}, "a": {"count": 7}}}
+    assert parsed(**swapped) == Settings(kind="b")  # the first of a table is its default
+    with pytest.raises(SystemExit):
+        parsed("--help", **tables)
+    assert capsys.readouterr().out.count("--kind") == 1
+
+
 def test_help_names_the_tables_and_what_is_in_them(capsys):
     with pytest.raises(SystemExit) as stop:
         parsed("--help", preset=PRESETS, manner=MANNERS)
@@ -432,13 +449,13 @@ def test_warnings_are_shown_and_logged(capsys):
 def test_a_grow_is_one_line(capsys):
     run = opened(out="mine")
     values = {"grow": 2, "reward_samples": 0.5, "truncated": 0.01, "distinct": 0.75,
-              "entropy": 1.25, "tokens_per_second": 1234.4}
+              "surprise": 1.25, "tokens_per_second": 1234.4}
     for of_data, said in ((0.625, ", 62.5 of D; 75% distinct"),
                           (None, " of samples; 75% distinct")):
         run.log("grow", reward_data=of_data, **values)
         printed, = "".join(capsys.readouterr()).splitlines()
         assert printed.startswith("Grow 2: mean reward 50.0 of samples") and said in printed
-        assert printed.endswith("1.0% cut off; entropy 1.25; 1234 tokens/s")
+        assert printed.endswith("1.0% cut off; -log π 1.25 a token; 1234 tokens/s")
     assert [e["reward_data"] for e in events(run.folder)] == [0.625, None]
 
 

@@ -179,14 +179,18 @@ def test_saved_weights(finished):
 
 
 def test_samples_and_output(finished, corpus):
-    text = (finished / "samples.txt").read_text(encoding="utf-8")
-    heads = [line for line in text.splitlines() if line.startswith("---")]
-    assert heads == ["--- BC", "--- ReST (1,0)", "--- ReST (1,1)", "--- ReST (1,2)", "--- PPO"]
+    text, out = ((finished / name).read_text(encoding="utf-8")
+                 for name in ("samples.txt", "stdout"))
+    names = ["BC", "ReST (1,0)", "ReST (1,1)", "ReST (1,2)", "PPO"]
     sources, targets = ((corpus / f"test.{x}").read_text(encoding="utf-8").splitlines()
                         for x in ("xx", "yy"))
-    for s, t in zip(sources[:5], targets):
-        assert text.count(f"source     {s}\nreference  {t}\ngreedy ") == len(heads)
-    out = (finished / "stdout").read_text(encoding="utf-8")
+    examples = text.removesuffix("\n").split("\n\n")
+    assert len(examples) == 5 and text in out
+    for lines, s, t in zip(examples, sources, targets):
+        lines = lines.split("\n")
+        assert lines[:2] == [f"source      {s}", f"reference   {t}"]
+        assert [line[:12].strip() for line in lines[2:]] == names
+        assert all(0 <= int(line[12:15]) <= 100 and line[15] == " " for line in lines[2:])
     assert "validation BLEU" in out and "reward model, on held-out sources" in out
     assert str(finished) in out.splitlines()[-1]
 

@@ -9,7 +9,9 @@ import subprocess
 import sys
 import time
 from collections import Counter, defaultdict
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,129 +19,222 @@ import torch
 
 import rest
 import train_toy
+from helpers import kept_by, some_policy, spy
 from infra import figures
 from infra.cli import run_cli
 from infra.errors import UserError
 from infra.pairs import Pairs
 from infra.relatives import METHODS
 from infra.run import Run, Stopped
-from infra.sampling import logprobs_of
+from infra.sampling import logprobs_of, sample_outputs
 from infra.seeds import seed_of, stream
 from infra.settings import parse
 from infra.storage import Checkpoint, load
 from model import EOS, Config, Transformer
 from reward import RewardModel
-from train_toy import ADJECTIVES, HABITS, MAX_LEN, WORDS, Language, Settings, prepare, rate
+from train_toy import (ADJECTIVES, FORGOTTEN, HABIT_RATES, HABITS, PRESETS, RANDOM, TASKS, WORDS,
+                       Language, Settings, Sums, prepare)
 
 PROGRAM = Path(train_toy.__file__)
-TINY = ("--device cpu --d-model 16 --demonstrations 200 --rated-sources 60 --bc-updates 30 "
-        "--reward-updates 20 --updates 10 --evaluate-every 5 --eval-sources 20 --test-sources 30 "
-        "--grow 2 --improve 2 1 --samples 2 --best-of 4 --ppo-samples 64 --ppo-batch 32 "
-        "--batch-tokens 400").split()
+TINY = ("--device cpu --shortest 3 --longest 6 --d-model 16 --demonstrations 200 "
+        "--rated-sources 60 --bc-updates 30 --reward-updates 20 --updates 10 --evaluate-every 5 "
+        "--eval-sources 20 --test-sources 30 --grow 2 --improve 2 1 --samples 2 --best-of 4 "
+        "--ppo-samples 64 --ppo-batch 32 --batch-tokens 400").split()
+MAX_LEN = 6 + 4  # tokens of an output of these
 
 
 # ------------------------------------------------------------------------------------ the language
+#
+# By hand: a, b, c, d are nouns, p and q adjectives, and P and Q their second forms. Behind a and c
+# an adjective has its first form, behind b and d its second; p and q ask for the first, P and Q for
+# the second.
 
 
 @pytest.fixture(scope="module")
 def language():
-    return Language(0)
+    return Language(Settings())
 
 
 @pytest.fixture(scope="module")
-def nouns(language):
-    """Four source words that are no adjectives, and two that are, as numbers from 0."""
-    plain, adjectives = (np.flatnonzero(language.adjective == x) for x in (False, True))
-    return dict(zip("abcdpq", [*plain[:4], *adjectives[:2]]))
+def words(language):
+    """Source words by these letters, as numbers from 0."""
+    asks = np.where(language.is_adjective, 2, language.asks[language.lexicon])
+    of_kind = [np.flatnonzero(asks == kind)[:2] for kind in range(3)]
+    return dict(zip("acbdpq", np.concatenate(of_kind)))
 
 
-def source(language, nouns, text):
-    return np.array([language.first_source + nouns[x] for x in text] + [EOS])
+def source(language, words, text):
+    return np.array([language.first_source + words[x] for x in text] + [EOS])
 
 
-def right(language, nouns, text):
-    return np.array([language.lexicon[nouns[x]] for x in text] + [EOS])
+def target(language, words, text):
+    ids = [language.form[int(x.isupper()), language.lexicon[words[x.lower()]]] for x in text]
+    return np.array(ids + [EOS])
 
 
 @pytest.mark.parametrize("said, translated", [
-    ("abcd", "abcd"), ("pabc", "apbc"), ("apbc", "abpc"), ("abcp", "abcp"), ("papb", "apbp"),
-    ("pqab", "qpab"), ("apqb", "aqpb"), ("pppa", "ppap"), ("abqc", "abcq")])
-def test_adjectives_change_places_with_the_next_word(language, nouns, said, translated):
-    assert np.array_equal(language.translate(source(language, nouns, said)),
-                          right(language, nouns, translated))
+    ("abcd", "abcd"), ("pabc", "apbc"), ("apbc", "abPc"), ("abcp", "abcp"), ("papb", "apbP"),
+    ("pqab", "qpab"), ("apqb", "aqpb"), ("bpqa", "bQPa"), ("pppa", "ppap"), ("abqc", "abcq"),
+    ("abqd", "abdQ"), ("pdqp", "dPPQ"), ("p", "p"), ("pd", "dP"), ("qpd", "pqd")])
+def test_adjectives_change_places_with_the_next_word_and_agree_with_the_one_before_them(
+        language, words, said, translated):
+    assert np.array_equal(language.answer(source(language, words, said)),
+                          target(language, words, translated))
 
 
-def test_a_translation_has_the_same_words_in_the_other_language(language):
-    for x in language.sources(300, np.random.default_rng(0)):
-        y = language.translate(x)
-        assert 4 <= len(x) - 1 <= 10 and len(x) == len(y) <= MAX_LEN and x[-1] == y[-1] == EOS
+@pytest.mark.parametrize("lengths", [{}, dict(shortest=1, longest=1), dict(shortest=3, longest=6)])
+def test_a_translation_has_the_same_words_in_the_other_language(lengths):
+    settings = Settings(**lengths)
+    language = Language(settings)
+    sources = language.sources(300, np.random.default_rng(0))
+    assert {len(x) - 1 for x in sources} == {*range(settings.shortest, settings.longest + 1)}
+    for x in sources:
+        y = language.answer(x)
+        assert len(x) == len(y) <= language.max_len and x[-1] == y[-1] == EOS
         assert ((x[:-1] >= 3) & (x[:-1] < 3 + WORDS)).all()
         assert ((y[:-1] >= 3 + WORDS) & (y[:-1] < language.vocab_size)).all()
-        assert Counter(language.lexicon[x[:-1] - 3]) == Counter(y[:-1])
+        assert Counter(language.lexicon[x[:-1] - 3]) == Counter(language.form[0, y[:-1]])
 
 
 @pytest.mark.parametrize("seed", range(12))
 def test_the_language_is_what_it_says(seed):
-    language = Language(seed)
-    assert sorted(language.lexicon) == list(range(3 + WORDS, 3 + 2 * WORDS))  # one to one
-    assert language.adjective.sum() == ADJECTIVES
-    assert (language.habit != language.lexicon).sum() == HABITS
-    assert set(language.habit) <= set(language.lexicon)
-    assert len(set(language.habit[language.habit != language.lexicon])) > HABITS // 2
-    assert len(language.names) == language.vocab_size and len(set(language.names[3:])) == 2 * WORDS
+    language = Language(Settings(seed=seed))
+    lexicon, habit, rate = language.lexicon, language.habit, language.habit_rate
+    assert sorted(lexicon) == list(range(3 + WORDS, 3 + 2 * WORDS))  # one to one
+    assert language.is_adjective.sum() == ADJECTIVES
+    nouns = set(lexicon[~language.is_adjective])
+    has = habit != lexicon
+    assert has.sum() == HABITS and set(habit[has]) | set(lexicon[has]) <= nouns
+    assert len(set(habit[has])) > HABITS // 2
+    low, high = HABIT_RATES
+    assert (rate[~has] == 0).all() and low <= rate[has].min() < rate[has].max() <= high
+    assert len(set(rate[has])) == HABITS  # each has its own
+    first, second = lexicon[language.is_adjective], range(3 + 2 * WORDS, language.vocab_size)
+    both = language.form[:, first]
+    assert (both[0] == first).all() and sorted(both[1]) == list(second)
+    assert (language.form[:, both[1]] == both).all()  # of either form
+    others = np.setdiff1d(np.arange(language.vocab_size), both)
+    assert (language.form[:, others] == others).all()
+    assert (language.asks[both] == [[0], [1]]).all()
+    assert 2 < language.asks[list(nouns)].sum() < len(nouns) - 2
+    assert len(language.names) == language.vocab_size == 3 + 2 * WORDS + ADJECTIVES
+    assert len(set(language.names[3:])) == 2 * WORDS + ADJECTIVES
+    assert all(language.names[b] == language.names[a] + "n" for a, b in both.T)
 
 
-def test_oracle_by_hand(language, nouns):
-    x = source(language, nouns, "apbc")  # a b p c
-    cases = [("abpc", 1.0), ("apbc", 0.5), ("abpb", 0.75), ("abp", 0.75), ("ab", 0.5), ("", 0.0),
-             ("abpca", 0.8), ("abpcabpc", 0.5), ("bpc", 0.0), ("cpba", 0.0), ("dabpc", 0.0)]
-    outputs = [right(language, nouns, words) for words, _ in cases]
+def test_oracle_by_hand(language, words):
+    x = source(language, words, "apbc")
+    cases = [("abPc", 1.0), ("apbc", 0.5), ("abPb", 0.75), ("abP", 0.75), ("ab", 0.5), ("", 0.0),
+             ("abPca", 0.8), ("abPcabPc", 0.5), ("bPc", 0.0), ("cPba", 0.0), ("dabPc", 0.0)]
+    outputs = [target(language, words, text) for text, _ in cases]
     expected = [score for _, score in cases]
     assert np.allclose(language.oracle([x] * len(cases), outputs), expected)
     cut = [y[:-1] for y in outputs]  # reached the maximum length: no eos
     assert np.allclose(language.oracle([x] * len(cases), cut), expected)
 
 
+@pytest.mark.parametrize("said, output, right", [
+    ("apbc", "abpc", "1101"),  # b asks for P
+    ("apbc", "aaPc", "1001"), ("apbc", "aapc", "1011"),  # another noun, which asks for p
+    ("apbc", "adPc", "1011"), ("apbc", "adpc", "1001"),  # another, which asks for P too
+    ("apbc", "aPpc", "1001"),  # a wrong adjective asks as a right one does
+    ("bpqa", "bqpa", "1011"), ("bpqa", "bQpa", "1101"), ("bpqa", "aQPa", "0011"),
+    ("pqab", "Qpab", "0011"), ("pqab", "QPab", "0111"),  # the first word has its first form
+    ("apbc", "abPcbP", "111100"), ("apbc", "ab", "11"), ("apbc", "", "")])
+def test_an_adjective_agrees_with_the_word_before_it_in_the_output(language, words, said, output,
+                                                                   right):
+    x, y = source(language, words, said), target(language, words, output)
+    for said_so in (y, y[:-1]):  # with eos, and cut off before it
+        assert "".join(map(str, language.right(x, said_so).astype(int))) == right
+    longer = max(len(said), len(output))
+    assert language.oracle([x, x], [y, y[:-1]]) == pytest.approx(2 * [right.count("1") / longer])
+
+
+def test_another_noun_costs_one_word_and_one_more_only_with_the_old_ending(language):
+    """Wherever an adjective stands behind a noun, and nothing agrees with the adjective."""
+    first, tried = language.lexicon[~language.is_adjective], 0
+    adjective = np.zeros(language.vocab_size, bool)
+    adjective[language.form[:, language.lexicon[language.is_adjective]]] = True
+    for x in language.sources(100, np.random.default_rng(0)):
+        y, n = language.answer(x), len(x) - 1
+        assert language.right(x, y).all() and language.oracle([x], [y]) == 1.0
+        for i in range(n - 1):
+            if adjective[y[i]] or not adjective[y[i + 1]] or adjective[y[min(i + 2, n)]]:
+                continue
+            other = next(w for w in first if language.asks[w] != language.asks[y[i]])
+            old, new = y.copy(), y.copy()
+            old[i] = new[i] = other
+            new[i + 1] = language.form[language.asks[other], y[i + 1]]
+            assert list(np.flatnonzero(~language.right(x, old))) == [i, i + 1]
+            assert list(np.flatnonzero(~language.right(x, new))) == [i]
+            assert language.oracle([x, x], [old, new]) == pytest.approx([(n - 2) / n, (n - 1) / n])
+            tried += 1
+    assert tried > 50
+
+
 def test_oracle_of_right_and_other_translations(language):
     sources = language.sources(300, np.random.default_rng(0))
-    exact = [language.translate(x) for x in sources]
+    exact = [language.answer(x) for x in sources]
     assert (language.oracle(sources, exact) == 1).all()
-    assert language.oracle(sources, exact[1:] + exact[:1]).mean() < 0.06  # 1 / 32 by chance
+    others = exact[1:] + exact[:1]
+    assert language.oracle(sources, others).mean() < 0.06  # 1 / 32 by chance
     source_words = [np.asarray(x) for x in sources]
     assert (language.oracle(sources, source_words) == 0).all()  # the other language
+    cut, empty = [y[: len(y) // 2] for y in exact], [y[:0] for y in exact]
+    twice = [np.concatenate([y[:-1], y]) for y in exact]
+    rng = np.random.default_rng(1)
+    human = [language.demonstrate(x, rng) for x in sources]
+    for outputs in (exact, others, source_words, cut, empty, twice, human):
+        counts = [language.right(x, y).sum() for x, y in zip(sources, outputs)]
+        longer = [max(len(x) - 1, len(y[y != EOS])) for x, y in zip(sources, outputs)]
+        assert np.allclose(language.oracle(sources, outputs), np.divide(counts, longer))
+    assert (language.oracle(sources, empty) == 0).all()
+    assert (language.oracle(sources, [y[-1:] for y in exact]) == 0).all()  # only eos
 
 
-def test_demonstrations_are_wrong_in_a_quarter_of_the_words_and_by_habit(language):
+def test_demonstrations_err_by_habit_at_random_and_in_endings_at_their_rates(language):
     rng = np.random.default_rng(0)
     sources = language.sources(4000, rng)
-    said = defaultdict(Counter)
-    wrong = words = 0
+    said, endings = defaultdict(Counter), defaultdict(list)  # asked for -> which are said
+    oracle = []
+    adjectives = language.lexicon[language.is_adjective]
     for x in sources:
-        y, exact = language.demonstrate(x, rng), language.translate(x)
-        assert len(y) == len(exact) and y[-1] == EOS
-        wrong, words = wrong + (y != exact).sum(), words + len(y) - 1
-        for word, target in zip(language.reordered(x), y):
-            said[word][target] += 1
-    assert 0.2 < wrong / words < 0.26
-    for word in range(WORDS):  # the habit is the commonest translation where there is one
-        assert said[word].most_common(1)[0][0] == language.habit[word]
-        share = said[word][language.lexicon[word]] / said[word].total()
-        if language.habit[word] != language.lexicon[word]:
-            assert 0.3 < share < 0.5
-        else:
-            assert share > 0.88
+        y = language.demonstrate(x, rng)
+        assert len(y) == len(x) and y[-1] == EOS
+        oracle.append(language.right(x, y).mean())
+        asked = np.append(0, language.asks[y[:-1]])
+        for word, to_say, ending in zip(language.reordered(x), y, asked):
+            said[word][language.form[0, to_say]] += 1
+            if language.form[0, to_say] in adjectives:
+                endings[ending].append(to_say >= 3 + 2 * WORDS)
+    assert 0.55 < np.mean(oracle) < 0.7  # four words of ten are wrong
+    by_chance = RANDOM / (WORDS + ADJECTIVES)  # of a noun; an adjective has two forms
+    for word in range(WORDS):
+        share = {target: count / said[word].total() for target, count in said[word].items()}
+        right, rate = language.lexicon[word], language.habit_rate[word]
+        chance = by_chance * (1 + language.is_adjective[word])
+        assert share.pop(right) == pytest.approx((1 - rate) * (1 - RANDOM) + chance, abs=0.04)
+        if language.habit[word] != right:
+            habit = share.pop(language.habit[word])
+            assert habit == pytest.approx(rate * (1 - RANDOM) + by_chance, abs=0.04)
+        assert max(share.values()) < 0.02 and sum(share.values()) < RANDOM + 0.03
+    assert not any(endings[0])
+    assert np.mean(endings[1]) == pytest.approx(1 - FORGOTTEN, abs=0.02)
+    assert len(endings[1]) > 3000
 
 
 def test_a_seed_is_a_language(language):
-    same, other = Language(0), Language(1)
-    for name in ("lexicon", "adjective", "habit", "names"):
+    same, other = Language(Settings()), Language(Settings(seed=1))
+    for name in ("lexicon", "is_adjective", "habit", "habit_rate", "asks", "form", "names"):
         assert np.array_equal(getattr(same, name), getattr(language, name))
         assert not np.array_equal(getattr(other, name), getattr(language, name)), name
 
 
-def test_text(language):
-    y = language.translate(language.sources(1, np.random.default_rng(0))[0])
+def test_text(language, words):
+    y = language.answer(language.sources(1, np.random.default_rng(0))[0])
     assert len(language.text(y).split(" ")) == len(y) - 1 and language.text([EOS]) == ""
+    first, second = language.text(target(language, words, "pP")).split(" ")
+    assert second == first + "n"
 
 
 def test_ratings_are_sixths_of_the_unit_interval(language):
@@ -147,12 +242,131 @@ def test_ratings_are_sixths_of_the_unit_interval(language):
     sources = 5 * language.sources(200, rng)
     outputs = [language.demonstrate(x, rng) for x in sources]
     exact = language.oracle(sources, outputs)
-    noisy = rate(language, sources, outputs, 0.7, rng)
+    noisy = language.rate(sources, outputs, 0.7, rng)
     assert noisy.min() >= 0 and noisy.max() <= 1 and np.allclose(6 * noisy, np.round(6 * noisy))
-    assert np.allclose(rate(language, sources, outputs, 0, rng), np.round(6 * exact) / 6)
+    assert np.allclose(language.rate(sources, outputs, 0, rng), np.round(6 * exact) / 6)
     assert 0.5 < np.corrcoef(noisy, exact)[0, 1] < 0.95
     assert abs((noisy - exact).mean()) < 0.03
-    assert len(np.unique(rate(language, sources, outputs, 50, rng))) == 7  # clipped, not wrapped
+    wild = language.rate(sources, outputs, 50, rng)
+    assert len(np.unique(wild)) == 7  # clipped, not wrapped
+
+
+# ---------------------------------------------------------------------------------------- the sums
+
+
+@pytest.fixture(scope="module")
+def sums():
+    return Sums(Settings(task="sums", **Sums.usual))
+
+
+def numbers(*values, end=True):
+    return np.array([3 + value for value in values] + end * [EOS], int)
+
+
+@pytest.mark.parametrize("output, right, reward, oracle", [
+    (numbers(2, 5, 9), "111", 1, 1),
+    (numbers(2, 6, 9), "100", 1, 0),  # two wrong steps that come to the same
+    (numbers(2, 5, 8), "110", 0, 0), (numbers(3, 6, 10), "011", 0, 0), (numbers(9), "0", 1, 0),
+    (numbers(2, 5), "11", 0, 0), (numbers(2, 5, 9, 9), "1110", 1, 0),
+    (numbers(2, 5, 9, 10), "1110", 0, 0), (numbers(), "", 0, 0), (numbers(9, 2, 5), "000", 0, 0)])
+def test_sums_by_hand(sums, output, right, reward, oracle):
+    x = numbers(2, 3, 4)
+    assert list(sums.answer(x)) == list(numbers(2, 5, 9))
+    assert "".join(map(str, sums.right(x, output).astype(int))) == right
+    assert sums.reward([x], [output]) == [reward] and sums.oracle([x], [output]) == [oracle]
+
+
+@pytest.mark.parametrize("values, right", [((), ""), ((2, 5), "11"), ((2, 5, 9), "111"),
+                                           ((2, 5, 9, 11), "1110"), ((2, 6, 9), "100")])
+def test_a_sum_without_its_end_is_wrong_but_its_steps_are_seen(sums, values, right):
+    """An output that was cut off at the maximum length, or is empty."""
+    x, output = numbers(2, 3, 4), numbers(*values, end=False)
+    assert sums.reward([x], [output]) == sums.oracle([x], [output]) == [0]
+    assert "".join(map(str, sums.right(x, output).astype(int))) == right
+
+
+def test_sums_of_many_sources(sums):
+    rng = np.random.default_rng(0)
+    sources = sums.sources(2000, rng)
+    assert {len(x) - 1 for x in sources} == {4, 5, 6, 7} and sums.max_len == 8
+    assert {int(k) for x in sources for k in x[:-1]} == {4, 5, 6, 7, 8}  # the digits 1 to 5
+    answers = [sums.answer(x) for x in sources]
+    human = [sums.demonstrate(x, rng) for x in sources]
+    assert (sums.oracle(sources, answers) == 1).all()
+    assert (sums.reward(sources, answers) == 1).all()
+    assert all(sums.right(x, y).all() for x, y in zip(sources, answers))
+    reward, oracle = sums.reward(sources, human), sums.oracle(sources, human)
+    assert reward.dtype == oracle.dtype == np.float32 and 0.3 < reward.mean() < 0.6
+    assert (reward == oracle).all()  # people's errors are too large, or too few, to come to nothing
+    assert (oracle == [sums.right(x, y).all() for x, y in zip(sources, human)]).all()
+    for x, y in zip(sources, human):
+        assert len(y) == len(x) and 3 <= y[:-1].min() and y.max() < sums.vocab_size
+    assert sums.text(answers[0]) == " ".join(map(str, np.cumsum(sources[0][:-1] - 3)))
+
+
+def test_people_forget_carries_and_slip_at_their_rates(sums):
+    rng, carries, slips = np.random.default_rng(0), [], []
+    for x in sums.sources(4000, rng):
+        before = 0
+        for digit, total in zip(x[:-1] - 3, sums.demonstrate(x, rng)[:-1] - 3):
+            off = total - (before + digit)
+            if digit >= 4 and before % 10 + digit >= 10:
+                carries.append(off < -8)
+            else:
+                slips.append(off)
+            before = total
+    assert np.mean(carries) == pytest.approx(sums.forgotten, abs=0.03) and len(carries) > 1000
+    assert set(slips) == {0, 1} and np.mean(slips) == pytest.approx(sums.slip, abs=0.01)
+
+
+# ------------------------------------------------------------------------------- what is by default
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_preset_is_made_of_settings_for_each_problem(preset, task):
+    settings = Settings(**TASKS[task].usual | PRESETS[preset] | {"task": task})
+    assert parsed("--task", task, "--preset", preset) == settings
+    problem = TASKS[task](settings)
+    assert len(problem.answer(problem.sources(1, np.random.default_rng(0))[0])) > 1
+
+
+def test_the_quick_preset_is_smaller_in_everything():
+    assert next(iter(PRESETS)) == "default" and PRESETS["default"] == {}
+    usual = Settings()
+    assert all(value < getattr(usual, name) for name, value in PRESETS["quick"].items())
+
+
+def parsed(*argv):
+    """As `main` does it."""
+    return parse(Settings, argv, task={name: problem.usual for name, problem in TASKS.items()},
+                 preset=PRESETS, method=METHODS)
+
+
+def test_a_problem_has_defaults_of_its_own():
+    """A preset overrules them, a method both, and a flag all."""
+    assert parsed() == Settings()
+    sums = parsed("--task", "sums")
+    assert sums.task == "sums" and sums == Settings(task="sums", **Sums.usual)
+    assert (sums.filter, sums.thresholds, sums.ppo, sums.grow) == ("threshold", (0.5,), False, 3)
+    flags = parsed("--grow", "1", "--task", "sums", "--thresholds", "0.9", "--ppo")
+    assert flags == replace(sums, grow=1, thresholds=(0.9,), ppo=True)
+    quick = parsed("--task", "sums", "--preset", "quick")
+    assert quick.longest == PRESETS["quick"]["longest"] and quick.grow == 3
+    method = parsed("--task", "sums", "--method", "rest-em")
+    assert method == replace(sums, **METHODS["rest-em"]) and method.filter == "threshold"
+    assert (method.temperature, method.thresholds) == ((0.7,), (0.8,))
+    assert parsed("--method", "rft", "--task", "sums").grow == 1
+    assert parsed("--method", "rft", "--task", "sums", "--grow", "2").grow == 2
+    assert parsed("--task", "sums", "--method", "raft").filter == "top"
+
+
+def test_an_unknown_problem_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        parsed("--task", "sum")
+    assert "sums" in capsys.readouterr().err
+    with pytest.raises(UserError, match="--task sum: must be one of language, sums"):
+        Settings(task="sum")
 
 
 # ------------------------------------------------------------------------------------ the program
@@ -178,7 +392,7 @@ def no_figures(monkeypatch):
 @pytest.fixture
 def only_rows(monkeypatch, no_figures):
     """No examples either, which take as long as a tiny training."""
-    monkeypatch.setattr(train_toy, "examples", lambda *args: [])
+    monkeypatch.setattr(train_toy, "show", lambda *args: [])
 
 
 def strict(text):
@@ -264,12 +478,15 @@ def test_results(finished):
         trained = set() if row["name"] == "BC" else {"updates", "tokens_trained", "train_seconds"}
         assert set(row) == trained | {
             "name", "loss", "grow", "improve", "threshold", "reward", "oracle", "greedy_reward",
-            "greedy_oracle", "reward_error", "entropy", "kl_to_bc", "kept_samples", "kept_data",
-            "samples", "distinct_samples", "tokens_drawn", "grow_seconds", "seconds"}
-        for key in ("reward", "oracle", "greedy_reward", "greedy_oracle", "kept_data"):
+            "greedy_oracle", "cool_reward", "cool_oracle", "reward_error", "length", "distinct_2",
+            "entropy", "kl_to_bc", "kept_samples", "kept_data", "samples", "distinct_samples",
+            "tokens_drawn", "grow_seconds", "seconds"}
+        for key in ("reward", "oracle", "greedy_reward", "greedy_oracle", "cool_reward",
+                    "cool_oracle", "distinct_2", "kept_data"):
             assert 0 <= (row[key] or 0) <= 1, (row["name"], key)
+        assert 0 < row["length"] < MAX_LEN / 4  # a right answer has four tokens at least
         assert 0 <= row["distinct_samples"] <= row["samples"]
-        assert 0 < row["entropy"] < np.log(67) and abs(row["kl_to_bc"]) < 1 and row["seconds"] > 0
+        assert 0 < row["entropy"] < np.log(75) and abs(row["kl_to_bc"]) < 1 and row["seconds"] > 0
         assert 0 <= row["reward_error"] <= 1
     assert abs(rows[0]["kl_to_bc"]) < 1e-5  # BC from itself
     drawn = [len(Pairs.load(finished / "steps" / f"grow-{g}").tokens) for g in (1, 2)]
@@ -311,22 +528,57 @@ def test_saved_weights_are_those_of_the_last_step(finished):
 
 
 def test_samples_and_output(finished):
-    text = (finished / "samples.txt").read_text()
-    assert [x.removeprefix("--- ") for x in text.splitlines() if x.startswith("---")] == NAMES
-    blocks = text.strip().split("\n\n")
-    assert len({tuple(x[36:] for x in b.splitlines() if x.startswith(("source", "right")))
-                for b in blocks}) == 1  # the same sources after each step
-    for block in blocks:
-        kinds = [line.split()[0] for line in block.splitlines()[2:]]  # after title and columns
-        assert kinds == 3 * ["source", "right", "greedy", "sample"]
-    out = (finished / "stdout").read_text()
+    """What became of two sources, from row to row; at the end it is printed too."""
+    text, out = ((finished / name).read_text() for name in ("samples.txt", "stdout"))
+    language, r = Language(Settings(shortest=3, longest=6)), results(finished)
+    sources = language.sources(30, stream("toy sources", 0, 3))
+    examples = text.strip().split("\n\n")
+    assert len(examples) == 2 and out.index(text) > out.index("best of N") > out.index("BC   ")
+    for x, lines in zip(sources, map(str.splitlines, examples)):
+        assert [line[:12].strip() for line in lines] == ["source", "right", *NAMES]
+        texts = [line[27:] for line in lines]
+        assert texts[:2] == [language.text(x), language.text(language.answer(x))]
+        assert lines[1][12:27] == "reward oracle  "
+        for line, said in zip(lines[2:], texts[2:]):
+            reward, oracle = map(int, line[12:27].split())
+            words = said.split()
+            assert 0 <= reward <= 100
+            right = sum(not word.endswith("*") for word in words)
+            assert oracle == round(100 * right / max(len(words), len(x) - 1))
+            assert {word.rstrip("*") for word in words} <= set(language.names)
     for name in NAMES:
-        assert sum(line.startswith(name + " ") for line in out.splitlines()) >= 1, name
-    table = out[: out.index("best of N")].strip().splitlines()[-len(NAMES):]
+        assert sum(line.startswith(name + " ") for line in out.splitlines()) >= 4, name
+    table = out[: out.index("best of N")].strip().splitlines()
+    equal = table[-1].startswith("(=")  # where a row's policy is an earlier row's
+    table = table[-len(NAMES) - equal : len(table) - equal]
     assert [line[:12].strip() for line in table] == NAMES
-    reward = [f"{100 * row['reward']:.1f}" for row in results(finished)["rows"]]
-    assert [line[12:].split()[0] for line in table] == reward
+    assert [line[12:].split()[0] for line in table] == [
+        f"{100 * row['reward']:.1f}" for row in r["rows"]]
     assert str(finished) in out.splitlines()[-1]
+
+
+def test_show_marks_what_is_wrong(finished, monkeypatch):
+    """Of a policy's outputs, here one that is right, one with a wrong word, and one cut off."""
+    language = Language(Settings(shortest=3, longest=6))
+    sources = language.sources(3, np.random.default_rng(0))
+    outputs = [language.answer(x) for x in sources]
+    outputs[1][1] = language.first_target + (outputs[1][1] + 1) % WORDS
+    outputs[2] = outputs[2][:-1]
+    task = SimpleNamespace(test_sources=sources, max_len=MAX_LEN,
+                           reward=lambda sources, outputs: [0.25, 0.5, 1.0][: len(outputs)])
+    monkeypatch.setattr(train_toy, "sample_outputs", lambda *args, **kwargs: Pairs.of(
+        range(3), outputs))
+    toy = train_toy.Toy(language, task)
+    lines = train_toy.show(toy, None, 3)
+    assert [line.split()[0] for line in lines] == ["25", "50", "100"]
+    texts = [line[15:].split(" ") for line in lines]
+    for words, x, y in zip(texts, sources, outputs):
+        assert [word.endswith("*") for word in words] == list(~language.right(x, y))
+        assert [word.rstrip("*") for word in words] == language.text(y).split(" ")
+    assert texts[1][1].endswith("*") and not any("*" in word for word in texts[0] + texts[2])
+    assert [int(line.split()[1]) for line in lines[::2]] == [100, 100]
+    assert [[line[27:] for line in lines] for lines in train_toy.shown(toy, 1)] == [
+        [language.text(sources[0]), language.text(language.answer(sources[0]))]]
 
 
 def test_another_seed_is_another_run(finished, tmp_path, only_rows):
@@ -459,18 +711,21 @@ def test_every_filter(finished, tmp_path, only_rows, name, thresholds):
     begin(finished, tmp_path / "run", *DRAWN)
     rows = short(tmp_path / "run", "--filter", name, "--thresholds", *thresholds)
     lines = [float(x) for x in thresholds]
-    lines = np.quantile(reward, lines) if name == "quantile" else lines
+    lines = {"threshold": lines, "quantile": np.quantile(reward, np.clip(lines, 0, 1))}.get(name)
     assert [row["threshold"] for row in rows[:2]] == [None, None]
-    assert [row["threshold"] for row in rows[2:]] == pytest.approx(lines)
+    expected = 2 * [None] if lines is None else pytest.approx(lines)  # each source has its own
+    assert [row["threshold"] for row in rows[2:]] == expected
     kept = [row["kept_samples"] for row in rows[1:]]
     assert 1 == kept[0] >= kept[1] >= kept[2] > 0 and kept[2] < 1
 
 
-def test_a_filter_that_keeps_nothing_skips_the_improve(finished, tmp_path, only_rows):
+def test_a_filter_that_keeps_nothing_skips_the_improve(finished, tmp_path, only_rows, capsys):
     begin(finished, tmp_path / "run", *DRAWN)
     rows = short(tmp_path / "run", "--filter", "threshold", "--thresholds", "0.01", "0.999")
     assert rows[3]["kept_samples"] == rows[3]["kept_data"] == 0
     assert rows[3]["reward"] == rows[2]["reward"]
+    last = [line for line in capsys.readouterr().out.splitlines() if line.startswith("ReST (1,2)")]
+    assert last and all("  = ReST (1," in line for line in last)
     assert any("kept nothing" in e["text"] for e in events(tmp_path / "run")
                if e["event"] == "warning")
 
@@ -524,6 +779,106 @@ def test_preferences(finished, tmp_path, only_rows):
     assert any(not torch.equal(a[k], b[k]) for k in a)
 
 
+# --------------------------------------------------------------------- answers that can be checked
+
+
+SUMS = ("--task sums --device cpu --shortest 2 --longest 4 --d-model 16 --demonstrations 60 "
+        "--bc-updates 40 --updates 4 --evaluate-every 2 --eval-sources 20 --test-sources 60 "
+        "--samples 4 --best-of 2 --batch-tokens 200").split()
+
+
+def add(folder, *flags):
+    """A tiny run of the sums -> its rows."""
+    train_toy.main([*SUMS, "--out", str(folder), *flags])
+    return results(folder)["rows"]
+
+
+@pytest.fixture(scope="module")
+def added(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sums") / "run"
+    with contextlib.redirect_stdout(io.StringIO()) as out, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(figures, "draw", lambda folder: [])
+        add(folder)
+    (folder / "stdout").write_text(out.getvalue())
+    return folder
+
+
+def test_a_run_of_the_sums(added):
+    """Three Grows with an Improve each; no one rates anything, and there is no reward model."""
+    rows = results(added)["rows"]
+    assert [(row["name"], row["grow"], row["improve"]) for row in rows] == [
+        ("BC", 0, 0), ("ReST", 1, 1), ("ReST", 2, 1), ("ReST", 3, 1)]
+    assert {path.stem for path in (added / "steps").iterdir()} == {
+        "bc", "evaluate-bc", "best-of-n",
+        *(f"{step}-{g}" for step in ("grow", "score") for g in (1, 2, 3)),
+        *(f"improve-{g}-1" for g in (1, 2, 3))}
+    assert (added / "policy.pt").exists() and not (added / "reward.pt").exists()
+    sums = Sums(parse(Settings, SUMS[2:]))
+    test_sources = sums.sources(60, stream("toy sources", 0, 3))
+    for row in rows:
+        assert row["oracle"] <= row["reward"] and 0 < row["pass_at_8"] <= 1
+        share = row["reward"]  # one of eight is right more often than one, but for chance
+        assert row["pass_at_8"] >= share - 3 * np.sqrt(share * (1 - share) / 60)
+    D_g = Pairs.load(added / "steps/score-1")
+    sources = sums.sources(60, stream("toy sources", 0, 0))
+    assert np.array_equal(D_g.reward, sums.reward([sources[i] for i in D_g.source], D_g.targets()))
+    assert rows[1]["threshold"] == 0.5
+    assert rows[1]["kept_samples"] == pytest.approx(D_g.reward[~D_g.human].mean())
+    assert rows[1]["kept_data"] == pytest.approx(D_g.reward[D_g.human].mean())
+    out, samples = (added / "stdout").read_text(), (added / "samples.txt").read_text()
+    assert "pass@8" in out and "task sums" in out and "reward model" not in out
+    for x, lines in zip(test_sources, samples.split("\n\n")):
+        assert lines.splitlines()[0].split()[1:] == [str(k - 3) for k in x[:-1]]
+        assert lines.splitlines()[1].split()[3:] == sums.text(sums.answer(x)).split()
+
+
+def test_pass_at_8_is_of_eight_samples_of_each_source(added):
+    rows, settings = results(added)["rows"], parse(Settings, SUMS)
+    sums, policy = Sums(settings), model_of(Transformer, added, "improve-3-1", "policy")
+    sources = sums.sources(60, stream("toy sources", 0, 3))
+    drawn = sample_outputs(policy, sources, 8, ("pass", 0), sums.max_len)
+    right = sums.reward([sources[i] for i in drawn.source], drawn.targets())
+    found = {int(i) for i, one in zip(drawn.source, right) if one}
+    assert rows[-1]["pass_at_8"] == pytest.approx(len(found) / 60)
+
+
+@pytest.mark.parametrize("name", ["rest-em", "raft", "expert-iteration"])
+def test_of_the_sums_methods_keep_what_is_right(name, added, tmp_path, only_rows, monkeypatch):
+    """RAFT keeps a sample of each source, right if one of them is."""
+    begin(added, tmp_path / "run", "bc", "evaluate-bc")
+    improves = spy(monkeypatch, "improve")
+    rows = add(tmp_path / "run", "--method", name, "--grow", "2", "--samples", "8")
+    assert [(row["name"], row["grow"], row["improve"]) for row in rows] == [
+        ("BC", 0, 0), ("ReST", 1, 1), ("ReST", 2, 1)]
+    assert len(improves) == 2 and all("pass_at_8" in row for row in rows)
+    for g, call in enumerate(improves, 1):
+        D_g, kept = call["args"][1], kept_by(call)
+        right = D_g.reward == 1
+        assert not D_g.human.any() and len(D_g) == 60 * 8 and set(D_g.reward) == {0, 1}
+        assert len(kept) and rows[g]["kept_samples"] == pytest.approx(len(kept) / len(D_g))
+        solved = np.bincount(D_g.source, right, minlength=60)
+        counts = np.bincount(kept.source, minlength=60)
+        if name == "raft":
+            assert (counts == 1).all()
+            assert (kept.reward[np.argsort(kept.source)] == (solved > 0)).all()
+        else:
+            assert (kept.reward == 1).all()
+            assert (counts == (np.minimum(solved, 3) if name == "rest-em" else solved)).all()
+
+
+def test_show_on_a_run_of_the_sums(added, capsys):
+    add(added, "--show", "2")
+    lines = capsys.readouterr().out.splitlines()
+    heads = [line for line in lines if line.startswith("Grow ")]
+    assert [line.split(":")[0] for line in heads] == [f"Grow {g}, Improve 1" for g in (1, 2, 3)]
+    shown = [line.split("  ->  ") for line in lines if "  ->  " in line]
+    assert len(shown) == 3 * 10
+    for left, right in shown:
+        reward, _, fate, *digits = left.split()
+        answer = sum(map(int, digits))
+        assert (right.split()[-1:] == [str(answer)]) == (float(reward) == 100) == (fate == "kept")
+
+
 # ------------------------------------------------------------------------------ what comes before
 
 
@@ -535,11 +890,11 @@ def data_of(monkeypatch, *flags):
     """The task as it is before anything is trained."""
     seen = []
 
-    def stop(task, *args):
+    def stop(problem, task, *args):
         seen.append(task)
         raise Stopped
 
-    monkeypatch.setattr(train_toy, "behaviour_cloning", stop)
+    monkeypatch.setattr(train_toy, "train_bc", stop)
     with pytest.raises(Stopped):
         prepare(settings_of(*flags), None, "cpu")
     return seen[0]
@@ -579,16 +934,46 @@ def test_what_prepare_prepares(finished, tmp_path, capsys):
     rest.improve(base, task.data, task.sources, settings, hp,
                  seed_of("bc", settings.seed))
     assert all(torch.equal(x, again[k]) for k, x in base.state_dict().items())
-    right = [toy.language.translate(x) for x in task.test_sources]
+    right = [toy.problem.answer(x) for x in task.test_sources]
     assert np.array_equal(task.reward(task.test_sources, right),
                           toy.reward_model.score(task.test_sources, right))
     n = len(right)
     sampled = Pairs.of(range(n), right, reward=np.where(np.arange(n) % 2, 0.25, 1))
     greedy = Pairs.of(range(n), [y[::-1][1:] for y in right], reward=np.ones(n))
     metrics = task.metrics(toy.bc, sampled, greedy)
-    assert set(metrics) == {"oracle", "greedy_oracle", "reward_error"} and metrics["oracle"] == 1
-    assert metrics["greedy_oracle"] < 0.5
+    assert set(metrics) == {"oracle", "greedy_oracle", "cool_reward", "cool_oracle", "reward_error",
+                            "length", "distinct_2"}
+    assert metrics["oracle"] == metrics["length"] == 1 and metrics["greedy_oracle"] < 0.5
     assert metrics["reward_error"] == pytest.approx(0.75 / np.sqrt(2))
+    cool = sample_outputs(toy.bc, task.test_sources, 1, ("cool", 0), MAX_LEN, temperature=0.8)
+    scores = task.reward(task.test_sources, cool.targets())
+    assert metrics["cool_reward"] == pytest.approx(scores.mean(), abs=1e-5)
+    assert metrics["cool_oracle"] == pytest.approx(
+        toy.problem.oracle(task.test_sources, cool.targets()).mean())
+
+
+def test_signs_of_over_optimisation_by_hand():
+    """The length of what is sampled, and how many of its pairs of neighbours are different."""
+    settings = settings_of()
+    language, policy = Language(settings), some_policy(vocab_size=75, max_len=MAX_LEN)
+    sources = language.sources(4, np.random.default_rng(0))
+    task = SimpleNamespace(test_sources=sources, max_len=MAX_LEN,
+                           reward=lambda sources, outputs: np.full(len(outputs), 0.5))
+
+    def measured(outputs):
+        pairs = Pairs.of(range(4), outputs, reward=np.full(4, 0.5))
+        return train_toy.metrics(train_toy.Toy(language, task), settings, policy, pairs, pairs)
+
+    exact = [language.answer(x) for x in sources]
+    said_twice = measured([np.concatenate([y[:-1], y]) for y in exact])
+    tokens = sum(map(len, exact))
+    assert said_twice["length"] == pytest.approx((2 * tokens - 4) / tokens)
+    same = measured(4 * [np.array([40, 41, 40, 41, EOS])])
+    assert same["distinct_2"] == pytest.approx(3 / 16)  # 40 41, 41 40, 41 eos
+    assert same["length"] == pytest.approx(20 / tokens) and same["reward_error"] <= 0.5
+    empty = measured(4 * [np.array([EOS])])  # a policy may come to this
+    assert empty["length"] == pytest.approx(4 / tokens) and empty["oracle"] == 0
+    assert 0 <= empty["distinct_2"] <= 1
 
 
 REFRESHED = ["--refresh", "--rated-sources", "61", "--best-of", "1"]  # PPO has the last reward
@@ -606,7 +991,7 @@ def refreshed_and_seen(finished, tmp_path_factory):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(figures, "draw", lambda folder: [])
-        patch.setattr(train_toy, "examples", lambda *args: [])
+        patch.setattr(train_toy, "show", lambda *args: [])
         patch.setattr(train_toy.rm, "train_reward", spied)
         main(folder, *REFRESHED)
     return folder, seen
@@ -647,14 +1032,15 @@ def test_two_reward_scales_are_pointed_out(finished, refreshed, tmp_path, only_r
 
 def test_the_longest_translation_can_be_read_when_it_is_said_twice(finished):
     """As the test of the reward model does it: nothing of it is cut."""
-    words = max(len(x) - 1 for x in Language(0).sources(2000, np.random.default_rng(0)))
+    language = Language(Settings(shortest=3, longest=6))
+    words = max(len(x) - 1 for x in language.sources(300, np.random.default_rng(0)))
     longest = load(finished / "reward.pt")["config"]["max_len"]
-    assert words + 1 <= MAX_LEN and 2 * words + 1 <= longest
+    assert language.max_len == MAX_LEN and words + 1 <= MAX_LEN and 2 * words + 1 <= longest
 
 
 def test_refresh_rates_the_policy_that_grows(refreshed):
     settings = settings_of(*REFRESHED)
-    sources = Language(0).sources(61, stream("toy sources", settings.seed, 1))
+    sources = Language(settings).sources(61, stream("toy sources", settings.seed, 1))
     policies = [model_of(Transformer, refreshed, step, "policy") for step in ("bc", "improve-1-2")]
     for g, own in enumerate(policies):
         rated = Pairs.load(refreshed / "steps" / f"rated-{g + 1}")
@@ -754,7 +1140,7 @@ def test_show_on_nothing_leaves_nothing(tmp_path, capsys):
 
 @pytest.mark.parametrize("flags", [
     ["--grow", "-1"], ["--improve", "-1"], ["--ppo-rows", "0"], ["--samples", "0"],
-    ["--seed", "-1"], ["--d-model", "18"],
+    ["--seed", "-1"], ["--d-model", "17"], ["--shortest", "7"], ["--longest", "2"],
     ["--thresholds", "0.9", "0.5"], ["--filter", "top", "--thresholds", "1", "2"]], ids=" ".join)
 def test_settings_that_cannot_work_are_refused_before_anything_is_trained(tmp_path, capsys, flags,
                                                                           no_figures):

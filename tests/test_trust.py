@@ -621,14 +621,20 @@ def said_by(run):
 WELL = [[5 + k, 2] for k in range(8)]
 
 
-@pytest.mark.parametrize("targets, logprob, low, said", [
-    (WELL, -1, 0, []), (WELL, -0.01, 0, ["entropy"]), (8 * [[5, 2]], -1, 0, ["distinct"]),
-    ([[5 + k, 6] for k in range(8)], -1, 0, ["truncated"]),
-    (WELL, -1, 1, ["the first threshold 0.500 is not above the mean reward 0.562 of D_g"])])
-def test_a_collapsed_policy_is_seen(targets, logprob, low, said):
+LOW = [0, *7 * [0.5]]  # rewards whose median lies above their mean
+
+
+@pytest.mark.parametrize("targets, logprob, rewards, said", [
+    (WELL, -1, LOW, []), (WELL, -0.01, LOW, ["collapsed"]), (8 * [[5, 2]], -1, LOW, ["distinct"]),
+    ([[5 + k, 6] for k in range(8)], -1, LOW, ["truncated"]),
+    (WELL, -1, [1, 1, 0.6, *5 * [0.5]],
+     ["the first threshold 0.500 is not above the mean reward 0.637 of D_g"]),
+    (WELL, -1, [1, *7 * [0.5]], []),  # the threshold is not, but all that is kept is
+    (WELL, -1, 8 * [0.5], [])])  # nothing is kept, of which check_filter speaks
+def test_a_collapsed_policy_is_seen(targets, logprob, rewards, said):
     run = InMemory()
     samples = Pairs.of(8 * [0], targets, logprobs=8 * [np.full(2, logprob)])
-    D_g = Pairs.of(range(8), 8 * [[5, 2]], reward=[low, *7 * [0.5]])
+    D_g = Pairs.of(range(8), 8 * [[5, 2]], reward=rewards)
     checks.log_grow(D_g, samples, rest.select, rest.Settings(samples=8), 1, run)
     assert said_by(run) == said
 
@@ -652,16 +658,30 @@ def test_a_filter_that_is_none_is_seen(kept, improve, said):
 def test_a_reward_that_is_gamed_is_seen(rewards, metrics, said):
     for names, scale in ((("reward", "oracle"), 1), (("val_greedy_reward", "val_chrf"), 100)):
         run = InMemory()
-        rows = [dict(zip(names, (r, scale * m))) for r, m in zip(rewards, metrics)]
+        rows = [{"name": name} | dict(zip(names, (r, scale * m)))
+                for name, r, m in zip(("BC", "ReST", "ReST"), rewards, metrics)]
         checks.check_reward_hacking(rows, run)
         assert said_by(run) == (["hacking"] if said else [])
 
 
+@pytest.mark.parametrize("way, said", [
+    ("BC 0.5 0.5, ReST 0.6 0.7, PPO 0.8 0.6", False),  # PPO has not come by ReST's policy
+    ("BC 0.5 0.5, PPO 0.6 0.7, ReST 0.8 0.6", False), ("BC 0.5 0.65, ReST 0.6 0.7, PPO 0.8 0.6", 1),
+    ("BC 0.5 0.5, ReST 0.6 0.7, PPO 0.6 0.7, PPO 0.8 0.6", True),
+    ("BC 0.5 0.5, ReST 0.6 0.7, ReST 0.8 0.6, PPO 0.7 0.7", False)])
+def test_a_method_is_compared_with_bc_and_with_its_own_way(way, said):
+    run, rows = InMemory(), [row.split() for row in way.split(", ")]
+    checks.check_reward_hacking([{"name": name, "reward": float(r), "oracle": float(m)}
+                                 for name, r, m in rows], run)
+    assert said_by(run) == (["hacking"] if said else [])
+
+
 def test_the_rows_of_a_run_are_looked_at(tmp_path):
     run = Run(RunSettings(out=str(tmp_path / "run")), "x")
-    rows = report.Report(run, ["reward"], lambda policy, row: [])
+    rows = report.Report(run, ["reward"], [], lambda policy: [])
     for reward, oracle in ((0.5, 0.5), (0.6, 0.4)):
-        rows.add({"name": "PPO", "reward": reward, "oracle": oracle}, None)
+        rows.add({"name": "PPO", "reward": reward, "oracle": oracle, "entropy": 1.0,
+                  "kl_to_bc": 0.0}, None)
     assert run.warned == {"hacking"}
 
 
@@ -670,7 +690,7 @@ def test_a_new_D_g_is_looked_at(whole, tmp_path):
     D_g = Pairs.load(whole / "steps/score-1")
     samples = Pairs.of([0, 1], [[5, 2], [6, 2]], logprobs=[np.zeros(2), np.zeros(2)])
     checks.log_grow(D_g, samples, rest.select, rest.Settings(), 1, run)
-    assert "entropy" in run.warned
+    assert "collapsed" in run.warned
     assert [e["grow"] for e in lines_of(whole) if e["event"] == "grow"] == [1, 2]
 
 
