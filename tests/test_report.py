@@ -103,8 +103,8 @@ def test_a_row_whose_policy_is_an_earlier_one_says_so(run, capsys):
     marks = ["", "  = BC", "", "  = ReST (1,1)", "  = ReST (1,1)", "", ""]
     printed = capsys.readouterr().out.splitlines()
     assert [line[21:] for line in printed[3:]] == marks
-    assert str(report).splitlines() == [*printed, "(=: no checkpoint of this Improve was better)",
-                                        "(a note)"]
+    last = ["(=: still that row's policy, no checkpoint was better)", "(a note)"]
+    assert str(report).splitlines() == [*printed, *last]
 
 
 def test_where_all_rows_differ_nothing_is_said_of_equal_ones(run):
