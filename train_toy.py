@@ -20,16 +20,18 @@ Left out: everything about real text, which train_mt.py has.
 """
 
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
 
 import rest
 import reward as rm
+from infra import demo
 from infra.cli import choose_device, run_cli
 from infra.errors import UserError, as_user_error
 from infra.measures import bc_row, best_of_n_step
-from infra.pairs import Pairs, score
+from infra.pairs import Pairs
 from infra.relatives import METHODS
 from infra.report import Report, finish, look
 from infra.reward_metrics import evaluate_reward_model, reference_above, table, unit_tests
@@ -284,7 +286,7 @@ def prepare(settings, run, device):
     print(f"D: {len(sources)} demonstrations, oracle "
           f"{100 * problem.oracle(sources, demonstrations).mean():.1f}")
     toy = Toy(problem, task, train_bc(problem, task, settings, run, device))
-    task.metrics = lambda policy, sampled, greedy: metrics(toy, settings, policy, sampled, greedy)
+    task.metrics = partial(demo.metrics, problem, task, settings)
     if task.reward is None:
         learn_reward(toy, rated_sources, settings, run)
     return toy
@@ -372,74 +374,11 @@ def train_reward_model(toy, rated_sources, rated, settings, run, g):
     return model.eval()
 
 
-# ------------------------------------------------------------------------------- what is reported
-
-COLUMNS = ("reward", "greedy_reward", "pass_at_8", "oracle", "greedy_oracle", "entropy", "kl_to_bc",
-           "kept_samples", "kept_data", "samples", "distinct_samples", "seconds")
-
-
-def metrics(toy, settings, policy, sampled, greedy):
-    """What a row has beside the reward, on test sources.
-
-    Of samples and greedy outputs: the oracle. Of samples at temperature 0.8: reward and oracle,
-    which tell a better policy from one that is only sharper. Early signs of over-optimisation: the
-    length of samples, as a share of the right answers', and how many of their pairs of neighbours
-    are different. Where outputs are checked, pass_at_8: the share of sources of which one of eight
-    samples is right.
-    """
-    problem, task = toy.problem, toy.task
-    sources = task.test_sources
-
-    def draw(n, name, temperature):
-        drawn = sample_outputs(policy, sources, n, (name, settings.seed), task.max_len, temperature,
-                               **settings.decoding())
-        return score(drawn, sources, task.reward)
-
-    cool = draw(1, "cool", 0.8)
-    oracle, greedy_oracle, cool_oracle = (problem.oracle(sources, x.targets())
-                                          for x in (sampled, greedy, cool))
-    neighbours = [pair for y in sampled.targets() for pair in zip(y[:-1].tolist(), y[1:].tolist())]
-    row = {"oracle": oracle.mean(), "greedy_oracle": greedy_oracle.mean(),
-           "cool_reward": cool.reward.mean(), "cool_oracle": cool_oracle.mean(),
-           "reward_error": np.sqrt(np.mean((sampled.reward - oracle) ** 2)),
-           "length": len(sampled.tokens) / sum(len(problem.answer(x)) for x in sources),
-           "distinct_2": len(set(neighbours)) / max(1, len(neighbours))}
-    if problem.reward:
-        row["pass_at_8"] = draw(8, "pass", 1.0).reward.reshape(-1, 8).max(1).mean()
-    return {name: float(value) for name, value in row.items()}
-
-
-def shown(toy, count=2):
-    """Fixed test sources with their right answer, for `Report` -> lines of text for each."""
-    return [[f"{'source':12}{'':15}{toy.problem.text(x)}",
-             f"{'right':12}reward oracle  {toy.problem.text(toy.problem.answer(x))}"]
-            for x in toy.task.test_sources[:count]]
-
-
-def show(toy, policy, count=2):
-    """A policy's greedy outputs for these sources, wrong words marked by * -> a line for each."""
-    sources, problem = toy.task.test_sources[:count], toy.problem
-    drawn = sample_outputs(policy, sources, 1, 0, toy.task.max_len, temperature=0)
-    drawn, lines = score(drawn, sources, toy.task.reward), []
-    for x, y, reward in zip(sources, drawn.targets(), drawn.reward):
-        words = [word + ("" if right else "*")
-                 for word, right in zip(problem.text(y).split(), problem.right(x, y))]
-        lines.append(f"{100 * reward:6.0f}{100 * problem.oracle([x], [y])[0]:7.0f}  "
-                     + " ".join(words))
-    return lines
-
-
-def best_of_n(name, policy, toy, settings, counts):
-    """Reward and oracle of the best of N samples by reward, N in counts -> entries."""
-    for n, best in rest.best_of_n(policy, toy.task, settings, counts):
-        oracle = toy.problem.oracle([toy.task.test_sources[i] for i in best.source], best.targets())
-        yield {"policy": name, "n": n, "reward": float(best.reward.mean()),
-               "oracle": float(oracle.mean())}
-
-
 # ------------------------------------------------------------------------------------- the program
 
 FIRST = ("grow", "improve", "samples", "filter", "loss", "ppo", "seed", "out", "resume", "show")
+COLUMNS = ("reward", "greedy_reward", "pass_at_8", "oracle", "greedy_oracle", "entropy", "kl_to_bc",
+           "kept_samples", "kept_data", "samples", "distinct_samples", "seconds")
 
 
 def main(argv=None):
@@ -465,7 +404,8 @@ def train(settings, run, device):
     columns = [c for c in COLUMNS if c != "pass_at_8" or toy.problem.reward]
     two_scales = ("(--refresh: each Grow has a reward model of its own, and PPO the last one: "
                   "rewards of different Grows do not compare)") if task.refresh else ""
-    report = Report(run, columns, shown(toy), lambda policy: show(toy, policy), two_scales)
+    report = Report(run, columns, demo.shown(toy.problem, task),
+                    lambda policy: demo.show(toy.problem, task, policy), two_scales)
     report.add(bc_row(bc, task, settings, run), bc)
     name, policy = "ReST", bc
     for row, policy, D_g in rest.rest(bc, task, settings, run):
@@ -479,6 +419,14 @@ def train(settings, run, device):
         entry for name, policy in {"BC": bc, name: policy}.items()
         for entry in best_of_n(name, policy, toy, settings, counts)])
     finish(run, "toy", report, best, policy, toy.reward_model)
+
+
+def best_of_n(name, policy, toy, settings, counts):
+    """Reward and oracle of the best of N samples by reward, N in counts -> entries."""
+    for n, best in rest.best_of_n(policy, toy.task, settings, counts):
+        oracle = toy.problem.oracle([toy.task.test_sources[i] for i in best.source], best.targets())
+        yield {"policy": name, "n": n, "reward": float(best.reward.mean()),
+               "oracle": float(oracle.mean())}
 
 
 if __name__ == "__main__":

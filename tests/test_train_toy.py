@@ -20,7 +20,7 @@ import torch
 import rest
 import train_toy
 from helpers import kept_by, some_policy, spy
-from infra import figures
+from infra import demo, figures
 from infra.cli import run_cli
 from infra.errors import UserError
 from infra.pairs import Pairs
@@ -392,7 +392,7 @@ def no_figures(monkeypatch):
 @pytest.fixture
 def only_rows(monkeypatch, no_figures):
     """No examples either, which take as long as a tiny training."""
-    monkeypatch.setattr(train_toy, "show", lambda *args: [])
+    monkeypatch.setattr(demo, "show", lambda *args: [])
 
 
 def strict(text):
@@ -566,10 +566,9 @@ def test_show_marks_what_is_wrong(finished, monkeypatch):
     outputs[2] = outputs[2][:-1]
     task = SimpleNamespace(test_sources=sources, max_len=MAX_LEN,
                            reward=lambda sources, outputs: [0.25, 0.5, 1.0][: len(outputs)])
-    monkeypatch.setattr(train_toy, "sample_outputs", lambda *args, **kwargs: Pairs.of(
+    monkeypatch.setattr(demo, "sample_outputs", lambda *args, **kwargs: Pairs.of(
         range(3), outputs))
-    toy = train_toy.Toy(language, task)
-    lines = train_toy.show(toy, None, 3)
+    lines = demo.show(language, task, None, 3)
     assert [line.split()[0] for line in lines] == ["25", "50", "100"]
     texts = [line[15:].split(" ") for line in lines]
     for words, x, y in zip(texts, sources, outputs):
@@ -577,7 +576,7 @@ def test_show_marks_what_is_wrong(finished, monkeypatch):
         assert [word.rstrip("*") for word in words] == language.text(y).split(" ")
     assert texts[1][1].endswith("*") and not any("*" in word for word in texts[0] + texts[2])
     assert [int(line.split()[1]) for line in lines[::2]] == [100, 100]
-    assert [[line[27:] for line in lines] for lines in train_toy.shown(toy, 1)] == [
+    assert [[line[27:] for line in lines] for lines in demo.shown(language, task, 1)] == [
         [language.text(sources[0]), language.text(language.answer(sources[0]))]]
 
 
@@ -962,7 +961,7 @@ def test_signs_of_over_optimisation_by_hand():
 
     def measured(outputs):
         pairs = Pairs.of(range(4), outputs, reward=np.full(4, 0.5))
-        return train_toy.metrics(train_toy.Toy(language, task), settings, policy, pairs, pairs)
+        return demo.metrics(language, task, settings, policy, pairs, pairs)
 
     exact = [language.answer(x) for x in sources]
     said_twice = measured([np.concatenate([y[:-1], y]) for y in exact])
@@ -991,7 +990,7 @@ def refreshed_and_seen(finished, tmp_path_factory):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(figures, "draw", lambda folder: [])
-        patch.setattr(train_toy, "show", lambda *args: [])
+        patch.setattr(demo, "show", lambda *args: [])
         patch.setattr(train_toy.rm, "train_reward", spied)
         main(folder, *REFRESHED)
     return folder, seen
