@@ -539,7 +539,7 @@ def test_a_quick_experiment_end_to_end(tmp_path):
                      for _ in range(2))
     points = load(tmp_path, "grow_steps")
     seeds = FIRST_SEED, FIRST_SEED + 1
-    assert [p["seed"] for p in points] == 17 * seeds[:1] + 17 * seeds[1:]
+    assert [p["seed"] for p in points] == [*17 * seeds[:1], *17 * seeds[1:]]
     assert [(p["variant"], p["grow"], p["improve"]) for p in points[:7]] == [
         ("usual", g, i) for g, i in ((0, 0), (1, 0), (1, 1), (1, 2), (1, 3), (1, 4), (2, 1))]
     points = [p for p in points if p["variant"] == "usual"]
