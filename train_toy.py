@@ -76,7 +76,7 @@ class Settings(rest.Settings, RunSettings):
     ppo: bool = setting(True, "run the PPO baseline")
     ppo_lr: float = setting(4e-4, "learning rate of PPO", low=0)
     ppo_kl: float = setting(0.1, "weight of PPO's KL to the BC policy", low=0)
-    best_of: int = setting(64, "largest N of best-of-N", low=1, free=True)
+    best_of: int = setting(32, "largest N of best-of-N", low=1, free=True)
 
     def __post_init__(self):
         if self.filter == "auto" and getattr(TASKS.get(self.task), "reward", None):
