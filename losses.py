@@ -257,7 +257,7 @@ def chosen_logprobs(logits, batch):
 
 @torch.no_grad()
 def reference_logits(network, batch):
-    """Of a policy that is not trained."""
+    """The logits of a policy that is not trained."""
     return network.eval()(batch.source, shift_right(batch.tokens)).float()  # (B, T, V)
 
 

@@ -142,12 +142,12 @@ def percentile(source, reward, p):
     return (ordered[low] + (at - low) * (ordered[high] - ordered[low]))[of]
 
 
-def gamma(source, reward, gamma):
-    """τ(x) = γ max + (1 - γ) mean of the rewards of its own source, γ rising (A.7)."""
+def gamma(source, reward, weight):
+    """τ(x) = γ max + (1 - γ) mean of its own source's rewards, γ = weight, rising (A.7)."""
     _, of, counts = np.unique(source, return_inverse=True, return_counts=True)
     best, mean = np.full(len(counts), -np.inf), np.bincount(of, reward) / counts
     np.maximum.at(best, of, reward)
-    return (best - (1 - gamma) * (best - mean))[of]  # so written, exact where all are equal
+    return (best - (1 - weight) * (best - mean))[of]  # so written, exact where all are equal
 
 
 def top(source, reward, k):
@@ -176,7 +176,7 @@ class Filter:
         return above(reward, self.tau(source, reward, threshold), inclusive)
 
 
-FILTERS = {  # for --filter; "threshold" has the paper's thresholds
+FILTERS = {  # for --filter; "threshold" has the paper's, but for its first, 0.0
     "threshold": Filter((0.7, 0.8, 0.9, 0.95, 0.99), lambda source, reward, tau: tau),
     "quantile": Filter((0.5, 0.7, 0.85, 0.95, 0.98), quantile),
     "percentile": Filter((50, 70, 80, 90, 95), percentile, highest=100, within_source=True),
@@ -193,8 +193,11 @@ def select(D_g, settings, i):
     if i == 0:
         return np.ones(len(D_g), bool), None
     rule, value = FILTERS[settings.filter], settings.thresholds[:i][-1]  # the last one repeats
-    kept = rule.keep(D_g.source, D_g.reward, value, settings.inclusive)
-    tau = None if rule.within_source else float(rule.tau(D_g.source, D_g.reward, value))
+    if rule.within_source:
+        tau, kept = None, rule.keep(D_g.source, D_g.reward, value, settings.inclusive)
+    else:
+        tau = rule.tau(D_g.source, D_g.reward, value)
+        tau, kept = float(tau), above(D_g.reward, tau, settings.inclusive)
     if settings.human_data == "whole":
         kept = kept | D_g.human
     if settings.max_per_source:  # the first samples of a source are as good as any
@@ -381,7 +384,7 @@ def online(bc, task, settings, run=None):
 
     A Grow of a few hundred samples; a few updates of PPO, whose KL to the BC policy takes the place
     of D as the anchor; and again, until settings.ppo_samples are drawn. The optimiser lives on from
-    round to round. Yields (row, policy) settings.ppo_rows times on the way, and at its end.
+    round to round. Yields (row, policy) settings.ppo_rows times, the last time at the end.
     """
     run, chosen = run or InMemory(), sources_of_rounds(task, settings)
     checks.check_start(bc, task, settings, run, "online_reward")

@@ -337,7 +337,7 @@ def train(texts, settings, run, device):
     report = Report(run, ["reward", "greedy_reward", "bleu", "beam_bleu", "chrf", "val_reward",
                           "val_bleu", "entropy", "kl_to_bc", "kept_samples", "kept_data", "samples",
                           "seconds"],
-                    shown(texts), lambda policy: show(policy, task, texts, settings))
+                    example_heads(texts), lambda policy: example_lines(policy, task, texts))
     row, policy = bc_row(bc, task, settings, run), bc
     report.add(row, policy)
     for row, policy, D_g in rest.rest(bc, task, settings, run):
@@ -355,13 +355,13 @@ def train(texts, settings, run, device):
         "", row["signature"], *before_and_after({"BC": bc, last: policy}, task, texts)]))
 
 
-def shown(texts, count=5):
+def example_heads(texts, count=5):
     """Fixed test sentences with their reference, for `Report` -> lines of text for each."""
     return [[f"{'source':12}{source}", f"{'reference':12}{reference}"] for source, reference in
             zip(texts["test"].sources[:count], texts["test"].targets[:count])]
 
 
-def show(policy, task, texts, settings, count=5):
+def example_lines(policy, task, texts, count=5):
     """The reward and text of a policy's greedy outputs for these sentences -> a line for each."""
     sources = task.test_sources[:count]
     drawn = score(sample_outputs(policy, sources, 1, 0, task.max_len, temperature=0), sources,

@@ -108,7 +108,7 @@ class Language:
     """An invented pair of languages. Ids: 0-2 special, then the source words, then the target's:
     one for each word, and a second form of each adjective."""
 
-    usual = {}  # settings that are not as by default
+    usual = {}  # defaults of its own
     reward = None  # it has to be learned
 
     def __init__(self, settings):
@@ -210,7 +210,7 @@ class Sums:
     """Digits 1 to 5 to be added, one after the other. The id of the number k is 3 + k."""
 
     usual = dict(shortest=4, longest=7, demonstrations=1000, batch_tokens=512, bc_updates=800,
-                 grow=3, improve=(1,), unfiltered=False, filter="threshold", thresholds=(0.5,),
+                 grow=3, improve=(1,), unfiltered=False, thresholds=(0.5,),
                  temperature=(1.0,), updates=100, evaluate_every=50, ppo=False)
     forgotten, slip = 0.7, 0.03  # rates at which a carry is forgotten, a total one too high
 
@@ -404,8 +404,8 @@ def train(settings, run, device):
     columns = [c for c in COLUMNS if c != "pass_at_8" or toy.problem.reward]
     two_scales = ("(--refresh: each Grow has a reward model of its own, and PPO the last one: "
                   "rewards of different Grows do not compare)") if task.refresh else ""
-    report = Report(run, columns, demo.shown(toy.problem, task),
-                    lambda policy: demo.show(toy.problem, task, policy), two_scales)
+    report = Report(run, columns, demo.example_heads(toy.problem, task),
+                    lambda policy: demo.example_lines(toy.problem, task, policy), two_scales)
     report.add(bc_row(bc, task, settings, run), bc)
     name, policy = "ReST", bc
     for row, policy, D_g in rest.rest(bc, task, settings, run):

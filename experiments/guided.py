@@ -40,7 +40,8 @@ def guided(lab):
         task, memory = toy.task, InMemory()
         plain = grow(toy.bc, task, settings, 1, memory)[0]
         value = fit_behaviour_value(toy.bc, plain, task, settings, memory, 1)
-        drawn = [found(toy.bc, value, task.sources[at : at + BATCH], at, settings, task.max_len)
+        drawn = [guided_samples(toy.bc, value, task.sources[at : at + BATCH], at, settings,
+                                task.max_len)
                  for at in range(0, len(task.sources), BATCH)]
         samples = score(Pairs.join(drawn), task.sources, task.reward)
         D_g = Pairs.join([samples, score(task.data, task.sources, task.reward)])
@@ -57,7 +58,7 @@ def guided(lab):
 
 
 @torch.inference_mode()
-def found(policy, value, sources, first, settings, max_len):
+def guided_samples(policy, value, sources, first, settings, max_len):
     """N guided samples for each of these sources, the first of which has this number -> Pairs."""
     generator = torch.Generator().manual_seed(seed_of("guided", settings.seed, first))
     n, src = settings.samples, pad(sources)

@@ -31,8 +31,8 @@ from infra.settings import plain
 HERE = Path(__file__).parent
 # what a result depends on
 PROGRAM = ("rest", "losses", "reward", "model", "train_toy", "experiments/variants",
-           *(f"infra/{name}" for name in ("batches", "demo", "measures", "pairs", "processes", "sampling",
-                                          "seeds", "trainer")))
+           *(f"infra/{name}" for name in ("batches", "demo", "measures", "pairs", "processes",
+                                          "sampling", "seeds", "trainer")))
 QUICK = dict(shortest=3, longest=6, demonstrations=200, rated_sources=120, eval_sources=40,
              test_sources=60, d_model=32, bc_updates=80, reward_updates=40, updates=12,
              evaluate_every=6, batch_tokens=512, value_updates=20, ppo_batch=128)

@@ -162,8 +162,8 @@ def log_grow(D_g, samples, select, settings, g, run):
     """One line about a new D_g, which is scored, and a warning where one is due."""
     stats = grow_stats(D_g, samples, run.seconds(f"grow-{g}"))
     run.log("grow", grow=g, **stats)
-    if stats["surprise"] < 0.05:
-        run.warn(f"the policy has collapsed: -log π of its samples is {stats['surprise']:.3f} nats "
+    if stats["nll"] < 0.05:
+        run.warn(f"the policy has collapsed: -log π of its samples is {stats['nll']:.3f} nats "
                  "a token, they hold little that is new", "collapsed")
     if stats["truncated"] > 0.5:
         run.warn(f"{stats['truncated']:.0%} of the samples are cut off at the maximum length",
@@ -188,7 +188,7 @@ def grow_stats(D_g, samples, seconds):
             "truncated": float(1 - ends.mean()),
             "distinct": float(first_of_equal(samples).mean()),
             # its entropy, if they were drawn at temperature 1; below it, as they mostly are, less
-            "surprise": float(-samples.logprobs.mean()),
+            "nll": float(-samples.logprobs.mean()),
             "tokens_per_second": len(samples.tokens) / max(seconds, 1e-9)}
 
 

@@ -36,14 +36,14 @@ def metrics(problem, task, settings, policy, sampled, greedy):
     return {name: float(value) for name, value in row.items()}
 
 
-def shown(problem, task, count=2):
+def example_heads(problem, task, count=2):
     """Fixed test sources with their right answer, for `Report` -> lines of text for each."""
     return [[f"{'source':12}{'':15}{problem.text(x)}",
              f"{'right':12}reward oracle  {problem.text(problem.answer(x))}"]
             for x in task.test_sources[:count]]
 
 
-def show(problem, task, policy, count=2):
+def example_lines(problem, task, policy, count=2):
     """A policy's greedy outputs for these sources, wrong words marked by * -> a line for each."""
     sources = task.test_sources[:count]
     drawn = sample_outputs(policy, sources, 1, 0, task.max_len, temperature=0)

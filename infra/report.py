@@ -50,9 +50,9 @@ class Report:
         print(self.line(row), flush=True)
         for lines, line in zip(self.examples, self.show(policy)):
             lines.append(f"{label(row):12}{line}")
-        self.run.save_text("samples.txt", self.journeys())
+        self.run.save_text("samples.txt", self.examples_text())
 
-    def journeys(self):
+    def examples_text(self):
         """Each example, and what each policy made of it."""
         return "\n\n".join("\n".join(lines) for lines in self.examples) + "\n"
 
@@ -120,7 +120,7 @@ def finish(run, task, report, best, policy, reward_model, more=""):
     missing = on_main(lambda: figures.try_to_draw(run.folder))
     print(report)
     print(best_of_n_table(best))
-    print("\n" + report.journeys(), end="")
+    print("\n" + report.examples_text(), end="")
     if more:
         print(more)
     if missing:

@@ -326,7 +326,7 @@ class Run:
             of_data = values["reward_data"]
             of_data = "" if of_data is None else f", {100 * of_data:.1f} of D"
             tqdm.write("Grow {grow}: mean reward {0:.1f} of samples{1}; {distinct:.0%} distinct, "
-                       "{truncated:.1%} cut off; -log π {surprise:.2f} a token; "
+                       "{truncated:.1%} cut off; -log π {nll:.2f} a token; "
                        "{tokens_per_second:.0f} tokens/s".format(
                            100 * values["reward_samples"], of_data, **values))
 

@@ -421,11 +421,11 @@ def test_guided_samples_are_outputs_of_each_source(begun):
     _, toy = begun.first_D_g()
     value = ValueModel.from_policy(toy.bc)
     settings, sources = begun.settings(samples=6), toy.task.sources[:5]
-    pairs = guided.found(toy.bc, value, sources, 20, settings, toy.task.max_len)
+    pairs = guided.guided_samples(toy.bc, value, sources, 20, settings, toy.task.max_len)
     assert list(pairs.source) == list(np.repeat(range(20, 25), 6))
     for y in pairs.targets():
         assert 1 <= len(y) <= toy.task.max_len and EOS not in y[:-1]
-    again = guided.found(toy.bc, value, sources, 20, settings, toy.task.max_len)
+    again = guided.guided_samples(toy.bc, value, sources, 20, settings, toy.task.max_len)
     assert all(map(np.array_equal, pairs.targets(), again.targets()))
 
 
@@ -433,7 +433,7 @@ def test_the_value_model_guides(begun, monkeypatch):
     """One that likes a word has the samples with that word go on, and the others given up."""
     _, toy = begun.first_D_g()
     settings = begun.settings(samples=32)
-    plain = guided.found(toy.bc, ValueModel.from_policy(toy.bc), toy.task.sources[:8], 0,
+    plain = guided.guided_samples(toy.bc, ValueModel.from_policy(toy.bc), toy.task.sources[:8], 0,
                          settings, toy.task.max_len)
     liked = np.bincount(plain.tokens).argmax()
 
@@ -443,7 +443,8 @@ def test_the_value_model_guides(begun, monkeypatch):
             return 9.0 * (2 * (seen > 0) - 1.0)
 
     monkeypatch.setattr(guided, "EVERY", 2)
-    led = guided.found(toy.bc, Likes(), toy.task.sources[:8], 0, settings, toy.task.max_len)
+    led = guided.guided_samples(toy.bc, Likes(), toy.task.sources[:8], 0, settings,
+                                toy.task.max_len)
     shares = [np.mean([liked in y for y in pairs.targets()]) for pairs in (plain, led)]
     assert shares[1] > shares[0] + 0.1 or shares[1] == 1
 
@@ -575,7 +576,7 @@ def test_the_results_are_of_the_five_seeds(name):
 
 
 def test_every_claim_that_can_be_tested_has_a_verdict():
-    """As far as it is measured: of each experiment that is named in claims.md as not done yet, none."""
+    """As far as it is measured: of the others claims.md says that they are not."""
     found = {claim.number.split(",")[0] for name in MEASURED
              for claim in module(name).claims(Points(load(RESULTS, name)))}
     missing = {str(n) for n in range(1, 23)} - found

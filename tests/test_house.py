@@ -46,7 +46,8 @@ def test_only_the_four_packages_are_needed():
         "torch", "numpy", "tqdm", "tiktoken"}
 
 
-@pytest.mark.parametrize("path", OURS, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", sorted([*ROOT.glob("*.py"), *ROOT.glob("*/*.py")]),
+                         ids=lambda path: f"{path.parent.name}/{path.name}")
 def test_every_file_says_what_it_is_and_fits_the_page(path):
     text = path.read_text(encoding="utf-8")
     assert ast.get_docstring(ast.parse(text))

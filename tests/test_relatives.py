@@ -261,7 +261,7 @@ def begun(tmp_path_factory):
 def rows_only(monkeypatch):
     """No figures, and no examples beside the rows."""
     monkeypatch.setattr(figures, "draw", lambda folder: [])
-    monkeypatch.setattr(train_toy.demo, "show", lambda *args: [])
+    monkeypatch.setattr(train_toy.demo, "example_lines", lambda *args: [])
 
 
 AT = TINIER.index("--grow")

@@ -127,7 +127,7 @@ def test_add_prints_and_keeps_what_became_of_the_examples(run, capsys):
     printed = capsys.readouterr().out.splitlines()
     assert printed == ["", *report.head().splitlines(), report.line(BC), report.line(ROW)]  # 1 head
     assert str(report).splitlines() == printed
-    assert samples.read_text(encoding="utf-8") == report.journeys() == (
+    assert samples.read_text(encoding="utf-8") == report.examples_text() == (
         "source      ja\nBC          first · yes\nReST (1,2)  second · yes\n\n"
         "source      nein\nright       no\nBC          first no\nReST (1,2)  second no\n")
 
@@ -141,7 +141,8 @@ def test_a_finished_run_prints_table_best_of_n_and_examples(run, capsys, monkeyp
     policy = some_policy()
     finish(run, "toy", report, best, policy, None, "more of it")
     out = capsys.readouterr().out
-    parts = [str(report), best_of_n_table(best), report.journeys(), "more of it", str(run.folder)]
+    parts = [str(report), best_of_n_table(best), report.examples_text(), "more of it",
+             str(run.folder)]
     assert [out.count(part) for part in parts[:4]] == 4 * [1]
     assert sorted(parts, key=out.index) == parts
     assert json.loads((run.folder / "results.json").read_text())["rows"] == [BC]

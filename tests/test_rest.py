@@ -590,7 +590,7 @@ def test_grow_stats_against_loops():
     for pairs in (Pairs.join([drawn, data]), Pairs.join([data, drawn])):
         assert grow_stats(pairs, drawn, 4.0) == pytest.approx({
             "reward_samples": 0.3, "reward_data": 0.9, "truncated": 1 / 5, "distinct": 4 / 5,
-            "surprise": 20 / 10, "tokens_per_second": 10 / 4})
+            "nll": 20 / 10, "tokens_per_second": 10 / 4})
     assert grow_stats(drawn, drawn, 4.0) == grow_stats(pairs, drawn, 4.0) | {"reward_data": None}
 
 

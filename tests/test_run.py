@@ -449,7 +449,7 @@ def test_warnings_are_shown_and_logged(capsys):
 def test_a_grow_is_one_line(capsys):
     run = opened(out="mine")
     values = {"grow": 2, "reward_samples": 0.5, "truncated": 0.01, "distinct": 0.75,
-              "surprise": 1.25, "tokens_per_second": 1234.4}
+              "nll": 1.25, "tokens_per_second": 1234.4}
     for of_data, said in ((0.625, ", 62.5 of D; 75% distinct"),
                           (None, " of samples; 75% distinct")):
         run.log("grow", reward_data=of_data, **values)

@@ -392,7 +392,7 @@ def no_figures(monkeypatch):
 @pytest.fixture
 def only_rows(monkeypatch, no_figures):
     """No examples either, which take as long as a tiny training."""
-    monkeypatch.setattr(demo, "show", lambda *args: [])
+    monkeypatch.setattr(demo, "example_lines", lambda *args: [])
 
 
 def strict(text):
@@ -568,7 +568,7 @@ def test_show_marks_what_is_wrong(finished, monkeypatch):
                            reward=lambda sources, outputs: [0.25, 0.5, 1.0][: len(outputs)])
     monkeypatch.setattr(demo, "sample_outputs", lambda *args, **kwargs: Pairs.of(
         range(3), outputs))
-    lines = demo.show(language, task, None, 3)
+    lines = demo.example_lines(language, task, None, 3)
     assert [line.split()[0] for line in lines] == ["25", "50", "100"]
     texts = [line[15:].split(" ") for line in lines]
     for words, x, y in zip(texts, sources, outputs):
@@ -576,7 +576,7 @@ def test_show_marks_what_is_wrong(finished, monkeypatch):
         assert [word.rstrip("*") for word in words] == language.text(y).split(" ")
     assert texts[1][1].endswith("*") and not any("*" in word for word in texts[0] + texts[2])
     assert [int(line.split()[1]) for line in lines[::2]] == [100, 100]
-    assert [[line[27:] for line in lines] for lines in demo.shown(language, task, 1)] == [
+    assert [[line[27:] for line in lines] for lines in demo.example_heads(language, task, 1)] == [
         [language.text(sources[0]), language.text(language.answer(sources[0]))]]
 
 
@@ -990,7 +990,7 @@ def refreshed_and_seen(finished, tmp_path_factory):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(figures, "draw", lambda folder: [])
-        patch.setattr(demo, "show", lambda *args: [])
+        patch.setattr(demo, "example_lines", lambda *args: [])
         patch.setattr(train_toy.rm, "train_reward", spied)
         main(folder, *REFRESHED)
     return folder, seen
