@@ -9,6 +9,7 @@ import subprocess
 import sys
 from dataclasses import fields, replace
 from pathlib import Path
+from types import SimpleNamespace
 from unittest.mock import patch
 
 import numpy as np
@@ -16,8 +17,8 @@ import pytest
 import torch
 
 from experiments import __main__ as command
-from experiments import (best_of_n, conditioned, filters, guided, over_optimisation, sampling,
-                         search, workers)
+from experiments import (best_of_n, conditioned, filters, guided, improve_steps, online_rl,
+                         over_optimisation, sampling, search, workers)
 from experiments.__main__ import FIRST_SEED
 from experiments.lab import (HERE, LOOKED_AT_FROM, PROGRAM, STAGES, Lab, SharedRun, as_seen,
                              folder_name, hash_of)
@@ -388,6 +389,9 @@ def begun(tmp_path_factory):
 def test_conditioning_asks_for_the_best_fifth(begun, monkeypatch):
     seen = []
     monkeypatch.setattr(conditioned, "improve", lambda *args: seen.append(args))
+    asked, draw = [], conditioned.sample_outputs
+    monkeypatch.setattr(conditioned, "sample_outputs", lambda policy, sources, *args: (
+        asked.extend(sources), draw(policy, sources, *args))[1])
     found = conditioned.conditioned(begun)
     assert set(found) == {f"{how}{key}" for how in ("", "cool_", "greedy_")
                           for key in ("reward", "oracle")}
@@ -395,6 +399,9 @@ def test_conditioning_asks_for_the_best_fifth(begun, monkeypatch):
     (policy, pairs, sources, settings, hp, _), = seen
     D_g, toy = begun.first_D_g()
     words = toy.problem.vocab_size
+    assert {int(x[0]) for x in asked} == {words + 4}  # of the best fifth
+    assert len(asked) == 3 * len(toy.task.test_sources)
+    assert all(np.array_equal(x[1:], y) for x, y in zip(asked, toy.task.test_sources))
     assert len(sources) == len(D_g) == len(pairs) and hp.updates == 5 * settings.updates
     level = np.array([x[0] for x in sources]) - words
     counts = np.bincount(level, minlength=5)
@@ -404,6 +411,67 @@ def test_conditioning_asks_for_the_best_fifth(begun, monkeypatch):
     assert all(np.array_equal(x[1:], toy.task.sources[i]) for x, i in zip(sources, D_g.source))
     assert policy.config.vocab_size == words + 5
     assert policy.config.max_len == toy.bc.config.max_len + 1
+
+
+def test_the_spread_is_that_within_a_source():
+    """Two sources of three samples, one easy and one hard, in mixed order; D does not count."""
+    reward = [0.9, 0.1, 0.8, 0.2, 0.7, 0.0, 1.0]
+    D_g = Pairs.of([0, 1, 0, 1, 0, 1, 0], 7 * [[EOS]], reward=reward)
+    D_g.human[6] = True
+    found = sampling.spread_of(D_g)
+    assert found["spread"] == pytest.approx(0.2) and found["best"] == pytest.approx(0.55)
+    assert found["sd"] == pytest.approx(np.std([0.7, 0.8, 0.9]))
+    assert found["sd_of_all"] == pytest.approx(np.std(reward[:6]))
+
+
+def test_the_best_step_is_the_first_of_the_highest_reward():
+    rows = [{"seed": s, "improve": i, "reward": x} for s, way in enumerate(([0.1, 0.5, 0.5, 0.3],
+            [0.1, 0.2, 0.3, 0.4])) for i, x in enumerate(way)]
+    assert list(improve_steps.best_step(Points(rows))) == [1, 3]
+
+
+def test_the_error_in_thirds_by_hand():
+    """The reward is right but for the third that it scores lowest."""
+    reward, truth = (np.array([x, 0.2, 0.5, 0.5, 0.8, 0.9]) for x in (0.1, 0.3))
+    D_g = Pairs.of(range(6), 6 * [[EOS]], reward=reward)
+    toy = SimpleNamespace(problem=SimpleNamespace(oracle=lambda *_: truth),
+                          task=SimpleNamespace(sources=range(6)))
+    found = over_optimisation.residuals(D_g, toy)
+    assert found["low reward"] == pytest.approx(0.1) == pytest.approx(found["low oracle"])
+    assert found["high reward"] == pytest.approx(0, abs=1e-7) == found["high oracle"]
+
+
+def test_what_a_step_has_cost_by_hand():
+    """100 samples of 5 tokens; each later step looks at 20 more, and trains."""
+    rows = [{"samples": 100, "tokens_drawn": 500, "grow_seconds": 2.0},
+            {"samples": 100, "tokens_drawn": 500, "grow_seconds": 2.0, "tokens_trained": 1000,
+             "train_seconds": 3.0},
+            {"samples": 200, "tokens_drawn": 1000, "grow_seconds": 5.0, "tokens_trained": 2000,
+             "train_seconds": 4.0}]
+    first, second, third = online_rl.with_costs(rows, 20, method="it")
+    assert [row["step"] for row in (first, second, third)] == [0, 1, 2]
+    assert (first["samples"], first["tokens"], first["seconds"]) == (0.1, 0.5, 2.0)
+    assert (second["samples"], second["tokens"], second["seconds"]) == (0.12, 1.6, 5.0)
+    assert (third["samples"], third["tokens"], third["seconds"]) == (0.24, 4.2, 12.0)
+    drawn = 1000 + 40 * 5
+    assert third["operations"] == pytest.approx((2 + 2) * drawn / 1e6 + 6 * 3000 / 1e6)
+    assert third["method"] == "it" and third["drawing"] == 5.0
+
+
+def test_how_far_below_its_best_a_way_ends():
+    rows = [{"seed": s, "step": k, "oracle": x} for s, way in enumerate(([0.5, 0.7, 0.6],
+            [0.5, 0.6, 0.8])) for k, x in enumerate(way)]
+    assert over_optimisation.from_best(Points(rows)) == pytest.approx([-10, 0])
+
+
+@pytest.mark.parametrize("reward, oracle, verdict", [
+    ("r", "f", REPRODUCED), ("r", "r", CONTRADICTED), ("f", "f", CONTRADICTED), ("o", "f", OPEN),
+    ("r", "o", OPEN)])
+def test_over_fitting_is_a_rise_and_a_fall(reward, oracle, verdict):
+    made = {"r": [3.0, 3.1, 2.9], "f": [-3.0, -3.1, -2.9], "o": [9.0, -9.0, 1.0]}
+    both = over_optimisation.Both("it", made[reward], made[oracle])
+    assert both.verdict() == verdict
+    assert both.p_value() == max(both.reward.p_value(), both.oracle.p_value())
 
 
 def test_a_policy_with_more_words_is_the_same_on_the_old_ones(begun):
