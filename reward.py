@@ -94,12 +94,38 @@ class ValueModel(PolicyWithHead):
         return self.head(self.states(src, tokens))[..., 0]
 
 
+def rating_loss(logits, ratings):
+    """Regression: the cross-entropy to ratings in [0, 1] as soft labels, (n,), (n,) -> the sum.
+
+    Its best answer is the mean rating, like the squared error's, but its gradient does not die
+    where a sigmoid is flat.
+    """
+    return F.binary_cross_entropy_with_logits(logits, ratings, reduction="sum")
+
+
+def preference_loss(winners, losers):
+    """Preferences:  -Σ log σ(r(x, y_w) - r(x, y_l))  (Bradley-Terry; Christiano et al. 2017, eq. 1).
+
+    r are logits: (n,) of the outputs that were preferred, (n,) of those that were not.
+    """
+    return -F.logsigmoid(winners - losers).sum()
+
+
+def ordered_within_source(source, given, true):
+    """Of the pairs of outputs of one source, the share that `given` orders as `true` does; all (n,).
+
+    It is what a filter within a source needs of a reward. Where `given` has a tie, half a pair is
+    counted; None if no source has two outputs that differ in truth. Takes memory in n².
+    """
+    better = (source[:, None] == source) & (true[:, None] > true)  # row better than column
+    order = np.sign(given[:, None] - given)[better]
+    return float((order + 1).mean() / 2) if len(order) else None
+
+
 def train_reward(model, sources, rated, hp, seed, preferences=False, **trainer_args):
     """Train on `rated`, Pairs whose reward is the rating in [0, 1].
 
-    Regression minimises the cross-entropy to the rating as a soft label, whose best answer is the
-    mean rating, like the squared error's, but whose gradient does not die where a sigmoid is flat.
-    Preferences:  -log σ(r(x, y_w) - r(x, y_l))  (Bradley-Terry; Christiano et al. 2017, eq. 1).
+    By regression, or with preferences=True on preferences between outputs of the same source.
     """
     check_rewards(rated.reward, len(rated), "rating")
     device = model.body.embedding.weight.device
@@ -120,11 +146,9 @@ def train_reward(model, sources, rated, hp, seed, preferences=False, **trainer_a
             for index in trainer.next_update():
                 with trainer.autocast():
                     if preferences:
-                        margin = logits(winners[index]) - logits(losers[index])
-                        loss_sum = -F.logsigmoid(margin).sum()
+                        loss_sum = preference_loss(logits(winners[index]), logits(losers[index]))
                     else:
-                        loss_sum = F.binary_cross_entropy_with_logits(
-                            logits(index), rating[index], reduction="sum")
+                        loss_sum = rating_loss(logits(index), rating[index])
                 trainer.backward(loss_sum)
             trainer.step()
     return trainer.result()

@@ -3,28 +3,24 @@
 import numpy as np
 
 from model import EOS
+from reward import ordered_within_source
 
 
 def evaluate_reward_model(score, sources, rated):
     """Measures of a reward on held-out sources: correlations in [-1, 1], shares in [0, 1].
 
-    score(sources, outputs) -> (n,); rated: Pairs of held-out sources with their true ratings. The
-    pairs within a source are what filtering needs. A measure that is not defined, where all scores
-    are equal, is left out. Takes memory in n².
+    score(sources, outputs) -> (n,); rated: Pairs of held-out sources with their true ratings. A
+    measure that is not defined, where all scores are equal, is left out. Takes memory in n².
     """
     given = score([sources[i] for i in rated.source], rated.targets())
     true = rated.reward
-    same = rated.source[:, None] == rated.source
-    above = true[:, None] > true
-    ordered = np.sign(given[:, None] - given)
     measures = {
         "pearson": pearson(given, true),
         "spearman": pearson(ranks(given), ranks(true)),
         "kendall": kendall(given, true),
     } if np.ptp(given) > 0 and np.ptp(true) > 0 else {}
-    if (same & above).any():  # a tie counts half
-        measures["pairs within a source"] = float((ordered[same & above] + 1).mean() / 2)
-    return measures
+    ordered = ordered_within_source(rated.source, given, true)
+    return measures if ordered is None else measures | {"pairs within a source": ordered}
 
 
 def reference_above(score, sources, references, samples):
