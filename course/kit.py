@@ -20,6 +20,7 @@ import importlib
 import inspect
 import textwrap
 import traceback
+from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -57,6 +58,7 @@ class Exercise:
     after: tuple = ()  # exercises to do before
     given: int = 0  # statements of the first function that are no hole
     withheld: tuple = ()  # names that the solution uses and the starter does not import
+    run: Callable = None  # (folder, answer's text): makes the runs that a question is about
 
     # ------------------------------------------------------------------------------- its three texts
 
@@ -107,7 +109,7 @@ class Exercise:
         except Wrong as wrong:
             return Failed("", str(wrong))
         except NotImplementedError as error:
-            return Failed(line_of(error, where), f"still a hole: write its body in {where}")
+            return Failed(line_of(error, where), f"still a hole, to be filled in {where}")
         except Exception as error:  # a student's code may raise anything
             return Failed(line_of(error, where), f"{type(error).__name__}: {error}")
 
@@ -125,6 +127,29 @@ class Exercise:
                 bool(difference(outcome, self.outcome(self.wrong(mistake), probe)))
                 for probe, outcome in outcomes))
         return alike[0].says if alike else difference(got, expected)
+
+
+@dataclass
+class Questions(Exercise):
+    """An exercise without functions of the project: a form to fill in, and stages that raise."""
+
+    form: str = ""  # what a student begins with
+    key: str = ""  # the same, rightly filled in
+
+    def starter(self):
+        return self.form
+
+    def solution(self):
+        return self.key
+
+    def check(self, text, where="your file"):
+        passed = []
+        for title, probe in self.stages.items():
+            outcome = self.outcome(text, probe, where)
+            if isinstance(outcome, Failed):
+                return passed, str(outcome)
+            passed.append(title)
+        return passed, ""
 
 
 @dataclass
