@@ -104,7 +104,7 @@ def rating_loss(logits, ratings):
 
 
 def preference_loss(winners, losers):
-    """Preferences:  -Σ log σ(r(x, y_w) - r(x, y_l))  (Bradley-Terry; Christiano et al. 2017, eq. 1).
+    """Preferences:  -Σ log σ(r(x, y_w) - r(x, y_l)), Bradley-Terry (Christiano et al. 2017, eq. 1)
 
     r are logits: (n,) of the outputs that were preferred, (n,) of those that were not.
     """
@@ -112,7 +112,7 @@ def preference_loss(winners, losers):
 
 
 def ordered_within_source(source, given, true):
-    """Of the pairs of outputs of one source, the share that `given` orders as `true` does; all (n,).
+    """The share of pairs of outputs of one source that `given` orders as `true` does; all (n,).
 
     It is what a filter within a source needs of a reward. Where `given` has a tie, half a pair is
     counted; None if no source has two outputs that differ in truth. Takes memory in n².

@@ -60,7 +60,7 @@ class Exercise:
     withheld: tuple = ()  # names that the solution uses and the starter does not import
     run: Callable = None  # (folder, answer's text): makes the runs that a question is about
 
-    # ------------------------------------------------------------------------------- its three texts
+    # ------------------------------------------------------------------------------ its three texts
 
     def starter(self):
         """The file that a student begins with."""
@@ -83,9 +83,9 @@ class Exercise:
         where = " and ".join(self.functions)
         text = (f"{self.goal} Write {where}, about {self.minutes} minutes. Then: "
                 f"python -m course check {self.name}")
-        return f'"""{textwrap.fill(text, 97)}"""'
+        return textwrap.fill(f'"""{text}"""', 100)
 
-    # ------------------------------------------------------------------------------------- its check
+    # ------------------------------------------------------------------------------------ its check
 
     def check(self, text, where="your file"):
         """A student's text -> (titles of the stages passed, "" or what is wrong)."""
@@ -252,7 +252,7 @@ def in_place(functions, answer):
             setattr(owner, last, function)
 
 
-# ---------------------------------------------------------------------------------- what comes out
+# ----------------------------------------------------------------------------------- what comes out
 
 
 def line_of(error, where):
@@ -267,8 +267,8 @@ def line_of(error, where):
 def difference(got, expected):
     """ "" if two outcomes are equal but for rounding; else the first difference, in words."""
     if isinstance(got, Failed) or isinstance(expected, Failed):
-        same = isinstance(got, Failed) and isinstance(expected, Failed) and got.text == expected.text
-        return "" if same else str(got)
+        both = isinstance(got, Failed) and isinstance(expected, Failed)
+        return "" if both and got.text == expected.text else str(got)
     for name, value in expected.items():
         if isinstance(value, (str, list)):
             if got[name] != value:

@@ -32,7 +32,7 @@ def demonstrate(x):
 
 
 def right(x, y):
-    """The share of letters that are right, (n,): what nothing is trained on, and all is judged by."""
+    """The share of letters that are right, (n,): all is judged by it, nothing trained on it."""
     return (y == LEXICON[x].flip(1)).float().mean(1)
 
 
@@ -41,7 +41,7 @@ def reward(x, y):
     return right(x, y) + 0.1 * torch.randn(len(x))
 
 
-# ---------------------------------------------------------------------------------------- the policy
+# --------------------------------------------------------------------------------------- the policy
 
 
 class Policy(nn.Module):
@@ -128,7 +128,8 @@ def main():
         rows.append((name, sampled, greedy))
         print(f"{name:12}{100 * sampled:8.1f}{100 * greedy:8.1f}   {note}")
 
-    print(f"{'% right':12}{'sampled':>8}{'greedy':>8}\n{'people':12}{100 * right(x, y).mean():8.1f}")
+    print(f"{'% right':12}{'sampled':>8}{'greedy':>8}")
+    print(f"{'people':12}{100 * right(x, y).mean():8.1f}")
     policy = Policy()
     train(policy, x, y, updates=500, lr=3e-3)
     report("BC", policy)

@@ -105,7 +105,7 @@ EXERCISE = Exercise(
            "D_g, samples = grow(policy, task, settings, g, run, earlier) once in the outer loop; "
            "kept, tau = select(D_g, settings, i), then policy, row = improve_step(policy, D_g, "
            "kept, task, settings, reference, run, row) in the inner one; then yield.",
-           'reference = ReferenceModels(bc, behaviour=policy) before the inner loop; row = {"name": '
-           '"ReST", "loss": settings.loss, "grow": g, "improve": i, "threshold": tau, '
+           'reference = ReferenceModels(bc, behaviour=policy) before the inner loop; row = '
+           '{"name": "ReST", "loss": settings.loss, "grow": g, "improve": i, "threshold": tau, '
            '"kept_samples": mean(kept[~D_g.human]), "kept_data": mean(kept[D_g.human])}.'),
     minutes=40, difficulty=2, points=5, after=("bc-loss", "filters"), given=3)

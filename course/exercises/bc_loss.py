@@ -21,7 +21,7 @@ def halves(answer):
 
 EXERCISE = Exercise(
     name="bc-loss",
-    goal="You can clone a policy from pairs: the loss of BC, a sum over the real tokens of a batch.",
+    goal="You can clone a policy from pairs, by a loss that is a sum over their real tokens.",
     functions=("losses.bc",),
     stages={
         "one sentence, no padding": lambda answer: loss_of((5,)),
@@ -31,14 +31,15 @@ EXERCISE = Exercise(
     },
     mistakes=(
         Mistake(" * (targets != PAD)", "",
-                "padding is counted. Targets that are PAD are no tokens: what mask leaves them out?"),
+                "padding is counted. Targets that are PAD are no tokens: which mask leaves them "
+                "out?"),
         Mistake("(loss * (targets != PAD)).sum()", "(loss * (targets != PAD)).mean()",
                 "it is a mean over the batch, padding included. The loss is a sum over tokens; the "
                 "trainer divides, once, by the tokens of the whole update."),
         Mistake("(loss * (targets != PAD)).sum()",
                 "(loss * (targets != PAD)).sum() / (targets != PAD).sum()",
-                "it is a mean over tokens. Then a micro-batch with few tokens weighs as much as one "
-                "with many: return the sum, the trainer divides."),
+                "it is a mean over tokens. Then a micro-batch with few tokens weighs as much as "
+                "one with many: return the sum, the trainer divides."),
         Mistake("loss = -logprobs", "loss = logprobs",
                 "the sign is the wrong way round: training would make the human's words less "
                 "likely."),
@@ -49,7 +50,7 @@ EXERCISE = Exercise(
         Mistake("logits.log_softmax(-1)", "logits.log_softmax(1)",
                 "normalised over positions. Which dimension of (B, T, V) is the vocabulary?"),
         Mistake("(targets != PAD)", "(targets > 2)",
-                "eos is left out. It is a real token: a policy that does not learn it never stops."),
+                "eos is left out. It is a real token: without it a policy does not learn to stop."),
         Mistake("logprobs.mean(-1)", "logprobs.sum(-1)",
                 "label smoothing spreads ε over the vocabulary: each entry gets ε / V, so that it "
                 "is a mean."),

@@ -43,7 +43,7 @@ BUGS = {
         "old = None if g == 1 else run.pairs('score-1')\n"
         "        run.add(score(part, task.sources, task.reward) if g == 1 else\n"
         "                replace(part, reward=old.reward[old.human == part.human[0]]))",
-        "compare the two Grows: does the reward of a pair in Grow 2 (--show 3) say how good it is?"),
+        "compare the two Grows: does a pair's reward in Grow 2 (--show 3) say how good it is?"),
     "chosen on test": Bug(
         "rest.mean_reward", 'policy, task.eval_sources, 1, ("D_eval",',
         'policy, (task := replace(task, eval_sources=task.test_sources)).eval_sources, 1, ("test",',
@@ -103,7 +103,8 @@ FORM = f'''"""Five runs of ReST, of one BC policy. One is right, and four are si
 bug-hunt/A.txt has the table of run A, bug-hunt/A/metrics.jsonl all that happened in it, its page is
 bug-hunt/A/index.html; and its kept and dropped pairs are shown by
 
-    python train_toy.py {' '.join(FLAGS)} --out course/work/bug-hunt/A --show 3
+    python train_toy.py {' '.join(FLAGS)} \\
+        --out course/work/bug-hunt/A --show 3
 
 Fill in, for each: {', '.join(map(repr, BUGS))}.
 """
@@ -133,7 +134,7 @@ EXERCISE = Questions(
     mistakes=tuple(exchanged()),
     hints=("Compare the tables first: which run has what no other has?",
            "Then --show 3: what is kept, what is dropped, and which of them are human?",
-           "Then metrics.jsonl: each training's evaluations, on which the best checkpoint is chosen."),
+           "Then metrics.jsonl: the evaluations on which each best checkpoint is chosen."),
     minutes=40, difficulty=2, points=5, after=("algorithm-1",), run=run_all,
     form=FORM, key=filled_in(LETTERS.values()))
 

@@ -47,7 +47,8 @@ EXERCISE = Exercise(
         Mistake("real = mask.bool()", "real = torch.ones_like(mask).bool()",
                 "padding takes part in the choice of the better half: only real tokens do."),
         Mistake("eta.detach()", "eta",
-                "the weights ψ carry a gradient to η, which has a loss of its own: detach it there."),
+                "the weights ψ carry a gradient to η, which has a loss of its own: detach it "
+                "there."),
         Mistake("(advantages / eta.detach())", "(advantages * eta.detach())",
                 "η stands on the wrong side: advantages are divided by it, so that a small η makes "
                 "the best tokens outweigh the others."),

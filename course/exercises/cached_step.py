@@ -51,7 +51,7 @@ EXERCISE = Exercise(
                 "this position sees only itself: its keys and values have to join those before "
                 "(cache.append returns all so far)."),
         Mistake("self.self_attention.keys_values(h)))", "self.self_attention.keys_values(x)))",
-                "the keys and values are made of x before its layer norm; forward makes them of h."),
+                "the keys and values are made of x before its layer norm; in forward, of h."),
         Mistake("h = self.norms[0](x)", "h = x",
                 "the first layer norm is missing: each block reads the norm of x, and adds to x."),
         Mistake("x = x + self.self_attention(", "x = self.self_attention(",
@@ -70,8 +70,7 @@ EXERCISE = Exercise(
         Mistake("self.norms[2]", "self.norms[1]",
                 "the feed-forward block has a layer norm of its own, the third."),
     ),
-    hints=("Begin from DecoderLayer.forward (python -m course show model.DecoderLayer.forward): the "
-           "same three blocks, without dropout.",
+    hints=("Begin from DecoderLayer.forward in model.py: the same three blocks, without dropout.",
            "cache.append(layer_kv, [keys, values]) keeps those of this position and returns all.",
            "For cross-attention the rows of a source stand side by side, as positions do: "
            "cache.group_by_source(...) before, cache.ungroup(...) after."),

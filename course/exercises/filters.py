@@ -12,7 +12,8 @@ SOURCE = np.array([3, 3, 3, 3, 0, 0, 0, 7, 7, 7])  # three sources, not in order
 def global_line(answer):
     rng = np.random.default_rng(0)
     reward = rng.random(50)
-    return {"kept": rest.above(reward, 0.6), "kept, a τ for each": rest.above(reward, rng.random(50))}
+    return {"kept": rest.above(reward, 0.6),
+            "kept, a τ for each": rest.above(reward, rng.random(50))}
 
 
 def ties(answer):

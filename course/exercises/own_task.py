@@ -17,7 +17,7 @@ NEEDED = ("sources", "answer", "demonstrate", "right", "reward", "oracle", "text
 
 
 def some(answer, n=40):
-    """The task, n sources, and the right answer to each, if all of them are fit to be trained on."""
+    """The task, n sources, and the right answers, if all of them are fit to be trained on."""
     if "OwnTask" not in answer:
         raise Wrong("there is no class OwnTask in it")
     task = answer["OwnTask"](SMALL)
@@ -67,8 +67,8 @@ def people(answer):
         raise Wrong(f"{right:.0%} of the demonstrations are right: let people make mistakes, or "
                     "ReST has nothing to improve")
     if right < 0.05:
-        raise Wrong(f"{right:.0%} of the demonstrations are right: a policy that never sees a right "
-                    "one will hardly sample one, and a filter has nothing to keep")
+        raise Wrong(f"{right:.0%} of the demonstrations are right: a policy that never sees a "
+                    "right one will hardly sample one, and a filter has nothing to keep")
     return {}
 
 
@@ -78,8 +78,8 @@ def checked(answer):
     for name in ("reward", "oracle"):
         values = np.asarray(getattr(task, name)(sources, answers))
         if values.shape != (len(sources),):
-            raise Wrong(f"{name}(sources, outputs) has to give a number for each output: n numbers, "
-                        f"not shape {values.shape}")
+            raise Wrong(f"{name}(sources, outputs) has to give a number for each output, an array "
+                        f"of shape (n,), not {values.shape}")
         if (values < 0).any() or (values > 1).any():
             raise Wrong(f"{name} gives {values.min():g} to {values.max():g}; it lies in [0, 1]")
         if values.mean() < 0.999:
@@ -99,9 +99,9 @@ def improved(answer):
     rows = json.loads((folder / "results.json").read_text(encoding="utf-8"))["rows"]
     rewards = [100 * row["reward"] for row in rows if row["name"] in ("BC", "ReST")]
     if rewards[-1] < rewards[0] + 3:
-        raise Wrong(f"ReST ends at a reward of {rewards[-1]:.1f}, BC had {rewards[0]:.1f}: it should "
-                    "gain three points. Is BC right now and then (some reward to filter by), and "
-                    "not always? Then: more samples, more Grows (in `usual`).")
+        raise Wrong(f"ReST ends at a reward of {rewards[-1]:.1f}, BC had {rewards[0]:.1f}: it "
+                    "should gain three points. Is BC right now and then (some reward to filter by), "
+                    "and not always? Then: more samples, more Grows (in `usual`).")
     return {}
 
 
@@ -117,12 +117,12 @@ def run(folder, text):
 
 
 CLASS = source("train_toy.Sums").replace("class Sums:", "class OwnTask:")
-HEAD = '''"""A task of your own, through the same loop: what it is to learn, what people do, what is right.
+HEAD = '''"""A task of your own, through the same loop.
 
 train_toy.py's Sums is an example: its settings (`usual`, flags of train_toy.py), sizes, and methods
-stand here as holes, to be filled with another task. Some ideas: sort digits; reverse a word; balance
-brackets; the greatest common divisor, step by step. People should be right now and then, and the
-reward has to check an output without knowing how it was found.
+stand here as holes, to be filled with another task. Some ideas: sort digits; reverse a word;
+balance brackets; the greatest common divisor, step by step. People should be right now and then,
+and the reward has to check an output without knowing how it was found.
 
     python -m course check own-task      # fit to be trained on?
     python -m course run own-task        # trains on it, a minute or two

@@ -66,7 +66,7 @@ EXERCISE = Exercise(
                 "the ratio overflows on padding, and inf times a mask of 0 is nan: apply the mask "
                 "before exp."),
         Mistake("return -((surrogate", "return ((surrogate",
-                "the sign is the wrong way round: the surrogate is to be made large, a loss small."),
+                "the sign is the wrong way round: the surrogate is to be made large."),
     ),
     hints=("The ratio of two probabilities is exp of the difference of their logarithms.",
            "min(ρ A, clamp(ρ) A): for A < 0 it is the other side that is clipped.",

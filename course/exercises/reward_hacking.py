@@ -118,7 +118,7 @@ runs = "course/work/reward-hacking"
 
 EXERCISE = Questions(
     name="reward-hacking",
-    goal="You can see when a rising reward has stopped to mean anything, and do something about it.",
+    goal="You can see when a rising reward no longer means anything, and mend it.",
     functions=(),
     stages={"a prediction": predicted, "what happened": seen, "mended": mended},
     mistakes=(

@@ -63,8 +63,8 @@ EXERCISE = Exercise(
                 "a probability was returned where its logarithm was asked for."),
         Mistake("truncate(probs[..., EOS:], top_k, top_p), u) + EOS",
                 "truncate(probs, top_k, top_p), u)",
-                "pad and bos are drawn. They are no tokens of an output: leave ids 0 and 1 out, and "
-                "number what is left from EOS = 2 on."),
+                "pad and bos are drawn. They are no tokens of an output: leave ids 0 and 1 out, "
+                "and number what is left from EOS = 2 on."),
         Mistake("truncate(probs[..., EOS:], top_k, top_p), u) + EOS",
                 "truncate(probs[..., EOS:], top_k, top_p), u)",
                 "the ids are too small by 2: without pad and bos the first entry is eos, id 2."),
