@@ -230,7 +230,7 @@ def import_line(module, name):
 
 def load(text, where):
     """What a file defines, by name."""
-    answer = {"__name__": "answer"}
+    answer = {"__name__": "answer", "__file__": where}
     exec(compile(text, where, "exec"), answer)
     return answer
 

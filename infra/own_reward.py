@@ -13,7 +13,7 @@ from infra.processes import on_main
 
 BATCH = 1024  # pairs that the function gets at once
 PROGRAM = {"rest", "losses", "reward", "model", "train_toy", "train_mt", "infra", "experiments",
-           "benchmarks"}
+           "benchmarks", "course"}
 
 
 def own_reward(name, texts):

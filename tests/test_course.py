@@ -1,4 +1,4 @@
-"""The course: its checks are proved by wrong answers, its command line by students and a lecturer."""
+"""The course: its checks, proved by wrong answers, and its command line."""
 
 import json
 import os
@@ -26,7 +26,7 @@ def names(value):
     return value.name if isinstance(value, Exercise) else None
 
 
-# ------------------------------------------------------------------------------ what is proved of all
+# ---------------------------------------------------------------------------- what is proved of all
 
 
 @pytest.mark.parametrize("exercise", CODE, ids=names)
@@ -165,7 +165,7 @@ def sample_token(logits, u, temperature, top_k=0, top_p=1.0):
     assert exercises()["sample-token"].check(text)[1] == ""
 
 
-# ---------------------------------------------------------------------------- runs that are asked about
+# ------------------------------------------------------------------------ runs that are asked about
 
 
 @pytest.mark.parametrize("name", bug_hunt.BUGS)
@@ -186,12 +186,13 @@ def test_the_bug_hunt_knows_its_answers_and_gives_clues():
 
 def hacked(folder, name, rows, **settings):
     """A run's folder, as reward-hacking reads it."""
-    (folder / name).mkdir(parents=True, exist_ok=True)
+    folder = folder / "reward-hacking" / name
+    folder.mkdir(parents=True, exist_ok=True)
     rows = [{"name": "PPO" if k else "BC", "reward": r / 100, "oracle": o / 100}
             for k, (r, o) in enumerate(rows)]
-    (folder / name / "results.json").write_text(json.dumps({"rows": rows}))
+    (folder / "results.json").write_text(json.dumps({"rows": rows}))
     usual = {"rated_sources": 20, "ppo_kl": 0.0, "ppo_lr": 4e-4, "ppo_samples": 24000, "out": name}
-    (folder / name / "config.json").write_text(json.dumps({"settings": usual | settings}))
+    (folder / "config.json").write_text(json.dumps({"settings": usual | settings}))
 
 
 BEFORE = [(51, 48.7), (59, 52.3), (62, 49.5), (64, 48.8), (65, 44.8), (67, 41), (68, 37.5)]
@@ -208,27 +209,29 @@ def test_reward_hacking_tells_a_mended_run_from_one_that_is_not(tmp_path):
     exercise = exercises()["reward-hacking"]
     hacked(tmp_path, "before", BEFORE)
     hacked(tmp_path, "after", *AFTER[""][:1], **AFTER[""][1])
-    here = lambda text: text.replace("course/work/reward-hacking", str(tmp_path))
-    assert exercise.check(here(exercise.solution())) == (list(exercise.stages), "")
+    check = lambda text: exercise.check(text, str(tmp_path / "reward_hacking.py"))
+    assert check(exercise.solution()) == (list(exercise.stages), "")
     for mistake in exercise.mistakes:
         mend = re.search(r'mend = "(.*)"', mistake.new)
         rows, settings = AFTER[mend[1] if mend else ""]
         hacked(tmp_path, "after", rows, **settings)
-        assert exercise.check(here(exercise.wrong(mistake)))[1] == mistake.says
+        assert check(exercise.wrong(mistake))[1] == mistake.says
     hacked(tmp_path, "after", [(51, 48.7), *[(56, 48.9)] * 6], ppo_kl=0.3)
-    assert "does not rise either" in exercise.check(here(exercise.solution()))[1]
+    assert "does not rise either" in check(exercise.solution())[1]
 
 
 def test_own_task_knows_what_cannot_be_trained_on(tmp_path):
     exercise = exercises()["own-task"]
-    solution = exercise.solution() + f"\nruns = {str(tmp_path)!r}\n"
-    assert "no run yet" in exercise.check(solution)[1]
+    check = lambda: exercise.check(exercise.solution(), str(tmp_path / "own_task.py"))
+    results = tmp_path / "own-task" / "results.json"
+    results.parent.mkdir()
+    assert "no run yet" in check()[1]
     rows = [{"name": "BC", "reward": 0.4}, {"name": "ReST", "reward": 0.41}]
-    (tmp_path / "results.json").write_text(json.dumps({"rows": rows}))
-    assert "it should gain three points" in exercise.check(solution)[1]
+    results.write_text(json.dumps({"rows": rows}))
+    assert "it should gain three points" in check()[1]
     rows[1]["reward"] = 0.8
-    (tmp_path / "results.json").write_text(json.dumps({"rows": rows}))
-    assert exercise.check(solution) == (list(exercise.stages), "")
+    results.write_text(json.dumps({"rows": rows}))
+    assert check() == (list(exercise.stages), "")
     for mistake in exercise.mistakes:
         assert mistake.says in exercise.check(exercise.wrong(mistake))[1]
 
@@ -251,12 +254,12 @@ def test_the_runs_show_what_the_exercises_ask_for(tmp_path):
     assert rows["chosen on test"][-1]["reward"] in scores
 
     exercise = exercises()["reward-hacking"]
-    key = exercise.solution().replace("course/work/reward-hacking", str(tmp_path / "hack"))
-    exercise.run(tmp_path / "hack", key)
-    assert exercise.check(key) == (list(exercise.stages), "")
+    exercise.run(tmp_path / "reward-hacking", exercise.solution())
+    passed = exercise.check(exercise.solution(), str(tmp_path / "reward_hacking.py"))
+    assert passed == (list(exercise.stages), "")
 
 
-# -------------------------------------------------------------------------------------- command line
+# ------------------------------------------------------------------------------------- command line
 
 
 @pytest.fixture
@@ -327,7 +330,7 @@ def test_a_class_is_graded_though_some_answers_never_end(course, tmp_path, monke
     assert failures["ada", "gold"] == "not begun" and ("ada", "bc-loss") not in failures
 
 
-# ------------------------------------------------------------------------------------ pocket edition
+# ----------------------------------------------------------------------------------- pocket edition
 
 
 def test_the_pocket_edition_imports_torch_alone_and_fits_on_slides():

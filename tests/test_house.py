@@ -10,6 +10,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 SIX = {"rest", "model", "losses", "reward", "train_toy", "train_mt"}
 OURS = sorted([*ROOT.glob("*.py"), *ROOT.glob("infra/*.py")])
+EVERY = sorted(path for kind in ("*.py", "*/*.py", "course/exercises/*.py")
+               for path in ROOT.glob(kind))
 
 
 def imported(path):
@@ -28,7 +30,8 @@ def test_the_six_files_stand_at_the_top_and_nothing_else():
 @pytest.mark.parametrize("path", sorted(ROOT.glob("infra/*.py")), ids=lambda path: path.name)
 def test_infra_knows_neither_the_algorithm_nor_a_program(path):
     known = {name.partition(".")[0] for name in imported(path)}
-    assert not known & {"rest", "losses", "train_toy", "train_mt", "experiments", "benchmarks"}
+    assert not known & {"rest", "losses", "train_toy", "train_mt", "experiments", "benchmarks",
+                        "course"}
 
 
 def test_each_concept_knows_only_what_lies_below_it():
@@ -46,8 +49,7 @@ def test_only_the_four_packages_are_needed():
         "torch", "numpy", "tqdm", "tiktoken"}
 
 
-@pytest.mark.parametrize("path", sorted([*ROOT.glob("*.py"), *ROOT.glob("*/*.py")]),
-                         ids=lambda path: f"{path.parent.name}/{path.name}")
+@pytest.mark.parametrize("path", EVERY, ids=lambda path: f"{path.parent.name}/{path.name}")
 def test_every_file_says_what_it_is_and_fits_the_page(path):
     text = path.read_text(encoding="utf-8")
     assert ast.get_docstring(ast.parse(text))

@@ -36,7 +36,7 @@ def run(folder, text):
 
 def rows_of(answer, name):
     """BC's row and PPO's of a run, in points of 100: [(reward, oracle)], and its settings."""
-    folder = Path(answer["runs"]) / name
+    folder = Path(answer["__file__"]).with_name("reward-hacking") / name
     if not (folder / "results.json").exists():
         raise Wrong(f"there is no finished run {folder}: python -m course run reward-hacking")
     rows = json.loads((folder / "results.json").read_text(encoding="utf-8"))["rows"]
@@ -107,13 +107,11 @@ The run that goes wrong has {' '.join(BEFORE[-4:])}.
 prediction = None  # a row's number
 seen = None  # a row's number
 mend = ""  # "--flag value --flag value"
-runs = "course/work/reward-hacking"
 '''
 
 KEY = '''prediction = 4
 seen = 2
 mend = "--ppo-kl 0.3"
-runs = "course/work/reward-hacking"
 '''
 
 EXERCISE = Questions(
