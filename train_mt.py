@@ -351,8 +351,9 @@ def train(texts, settings, run, device):
     best = best_of_n_step(run, settings, lambda counts: [
         entry for name, policy in {"BC": bc, name: policy}.items()
         for entry in best_of_n(name, policy, task, texts, settings, counts)])
-    finish(run, "mt", report, best, policy, model, "\n".join([
-        "", row["signature"], *before_and_after({"BC": bc, last: policy}, task, texts)]))
+    more = ["", row["signature"], *before_and_after({"BC": bc, last: policy}, task, texts)]
+    finish(run, "mt", report, best, policy, model, lambda i: texts["train"].sources[i], texts.text,
+           "\n".join(more))
 
 
 def example_heads(texts, count=5):

@@ -418,7 +418,8 @@ def train(settings, run, device):
     best = best_of_n_step(run, settings, lambda counts: [
         entry for name, policy in {"BC": bc, name: policy}.items()
         for entry in best_of_n(name, policy, toy, settings, counts)])
-    finish(run, "toy", report, best, policy, toy.reward_model)
+    finish(run, "toy", report, best, policy, toy.reward_model,
+           lambda i: toy.problem.text(task.sources[i]), toy.problem.text)
 
 
 def best_of_n(name, policy, toy, settings, counts):

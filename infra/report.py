@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from infra import checks, figures
+from infra import checks, figures, page
 from infra.cli import run_cli
 from infra.errors import UserError
 from infra.pairs import Pairs, first_of_equal
@@ -63,12 +63,22 @@ class Report:
                          for k in (0, 2))
 
     def line(self, row):
+        return (f"{label(row):12}" + "".join(f"{cell:>9}" for cell in self.cells(row))
+                + self.same(row))
+
+    def cells(self, row):
+        """The row's values as text; a dash for what is not known."""
         cells = []
         for key in self.columns:
             _, form, scale = COLUMNS[key]
             value = row.get(key)
-            cells.append(f"{'-' if value is None else form.format(value * scale):>9}")
-        return f"{label(row):12}" + "".join(cells) + self.same(row)
+            cells.append("-" if value is None else form.format(value * scale))
+        return cells
+
+    def table(self):
+        """The same as cells: the titles, then each row's name, values, and whose policy it is."""
+        return [["", *(COLUMNS[key][0] for key in self.columns), ""],
+                *([label(row), *self.cells(row), self.same(row).strip()] for row in self.rows)]
 
     def same(self, row):
         """Names the row whose policy this one still is, where no checkpoint was better."""
@@ -77,11 +87,14 @@ class Report:
                  if all(other[key] == row[key] for key in ("reward", "entropy", "kl_to_bc"))]
         return f"  = {equal[0]}" if equal else ""
 
-    def __str__(self):
+    def notes(self):
+        """What is to be said under the table."""
         equal = ("(=: still that row's policy, no checkpoint was better)"
                  if any(map(self.same, self.rows)) else "")
-        return "\n".join(["", self.head(), *map(self.line, self.rows),
-                          *filter(None, [equal, self.note])])
+        return list(filter(None, [equal, self.note]))
+
+    def __str__(self):
+        return "\n".join(["", self.head(), *map(self.line, self.rows), *self.notes()])
 
 
 def label(row):
@@ -106,10 +119,11 @@ def best_of_n_table(entries):
     return "\n".join(lines)
 
 
-def finish(run, task, report, best, policy, reward_model, more=""):
+def finish(run, task, report, best, policy, reward_model, source_text, target_text, more=""):
     """Save everything that a finished run leaves behind, and only then print it.
 
-    best: the entries of best-of-N; more: text to print after the tables.
+    best: the entries of best-of-N; source_text, target_text: as for `look`, for the run's page;
+    more: text to print after the tables.
     """
     seconds = run.elapsed()
     run.save_json("results.json", {"task": task, "seconds": seconds, "rows": report.rows,
@@ -118,14 +132,17 @@ def finish(run, task, report, best, policy, reward_model, more=""):
     if reward_model is not None:
         run.save_weights("reward.pt", reward_model)
     missing = on_main(lambda: figures.try_to_draw(run.folder))
+    no_page = on_main(lambda: page.try_to_write(run.folder, report, source_text, target_text,
+                                                pictures=not missing))
     print(report)
     print(best_of_n_table(best))
     print("\n" + report.examples_text(), end="")
     if more:
         print(more)
-    if missing:
-        print(missing)
-    print(f"\n{seconds:.0f} s; results, figures, weights and samples are in {run.folder}/")
+    for line in filter(None, [missing, no_page]):
+        print(line)
+    print(f"\n{seconds:.0f} s; results, figures, weights and samples are in {run.folder}/"
+          + ("" if no_page else "; look at its index.html"))
 
 
 def look(run, settings, select, source_text, target_text):

@@ -6,7 +6,7 @@
       samples.txt     fixed test sources with their outputs and scores, after each step
       steps/          what each finished step made: weights and rows (.pt), pairs (a folder)
       checkpoint.pt   where the unfinished step stands
-      policy.pt, reward.pt, results.json, *.png                     what comes out in the end
+      policy.pt, reward.pt, results.json, *.png, index.html         what comes out in the end
 
 A run is a list of named steps. Each draws only from generators that its own seeds make, so to
 resume is to load what the finished steps made, and to do the others:

@@ -255,7 +255,12 @@ def test_the_runs_show_what_the_exercises_ask_for(tmp_path):
 
     exercise = exercises()["reward-hacking"]
     exercise.run(tmp_path / "reward-hacking", exercise.solution())
-    passed = exercise.check(exercise.solution(), str(tmp_path / "reward_hacking.py"))
+    rows = json.loads((tmp_path / "reward-hacking" / "before" / "results.json").read_text())["rows"]
+    parts = [k for k in range(1, 7) if rows[k]["reward"] > rows[k - 1]["reward"]
+             and rows[k]["oracle"] < rows[k - 1]["oracle"]]
+    assert rows[6]["oracle"] < rows[0]["oracle"] - 0.05  # on any machine
+    key = exercise.solution().replace("seen = 2", f"seen = {parts[0]}")  # which row may differ
+    passed = exercise.check(key, str(tmp_path / "reward_hacking.py"))
     assert passed == (list(exercise.stages), "")
 
 

@@ -160,7 +160,7 @@ def test_rewards_are_densities_with_their_means(tmp_path):
 
 
 def test_rewards_show_the_line_of_each_filter_that_has_one_for_all_sources(tmp_path):
-    """In its Grow's colour, the later the lower; not of BC, PPO or I = 0, which have none."""
+    """In its Grow's colour, at its Grow's height; not of BC, PPO or I = 0, which have none."""
     results = made_up("toy")
     folder = write(tmp_path / "run", results)
     ax, = figures.rewards(folder, results).axes
@@ -169,7 +169,7 @@ def test_rewards_show_the_line_of_each_filter_that_has_one_for_all_sources(tmp_p
                                np.repeat([60, 70, 60, 70], 2).reshape(4, 2))
     assert [line.get_color() for line in drawn] == 2 * [figures.GROWS[0]] + 2 * [figures.GROWS[1]]
     tops = [line.get_ydata()[1] for line in drawn]
-    assert tops[0] > tops[1] > 0 and tops[2:] == tops[:2]
+    assert 0 < tops[0] == tops[1] < tops[2] == tops[3]
     assert [text for text in texts(ax) if text.startswith("τ")] == ["τ1", "τ2", "τ1", "τ2"]
     for row in results["rows"]:
         row["threshold"] = None

@@ -1,4 +1,4 @@
-"""The README's code, run as it stands there."""
+"""The code of README.md and docs/own.md, run as it stands there."""
 
 import re
 import shutil
@@ -12,10 +12,11 @@ from test_train_toy import TINY
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+OWN = (ROOT / "docs" / "own.md").read_text(encoding="utf-8")
 
 
-def blocks(kind):
-    return re.findall(rf"```{kind}\n(.*?)```", README, flags=re.S)
+def blocks(kind, text=README):
+    return re.findall(rf"```{kind}\n(.*?)```", text, flags=re.S)
 
 
 def test_the_example_prints_what_the_readme_says(capsys):
@@ -54,7 +55,7 @@ def patch(folder, diff):
 
 @pytest.mark.slow
 def test_a_loss_a_filter_and_a_task_of_ones_own_are_a_few_lines_each(tmp_path):
-    diffs = blocks("diff")
+    diffs = blocks("diff", OWN)
     assert len(diffs) == 3
     for path in ROOT.glob("*.py"):
         shutil.copy(path, tmp_path)

@@ -139,7 +139,7 @@ def test_a_finished_run_prints_table_best_of_n_and_examples(run, capsys, monkeyp
     capsys.readouterr()
     best = [{"policy": "BC", "n": 1, "reward": 0.5}]
     policy = some_policy()
-    finish(run, "toy", report, best, policy, None, "more of it")
+    finish(run, "toy", report, best, policy, None, str, str, "more of it")
     out = capsys.readouterr().out
     parts = [str(report), best_of_n_table(best), report.examples_text(), "more of it",
              str(run.folder)]
