@@ -44,13 +44,12 @@ settings = train_toy.Settings(seed=SEED, **train_toy.PRESETS["quick"] | dict(
 A *source* x is a row of invented words. Its translation replaces each word by a lexicon; an
 *adjective* changes places with the word that follows it, and takes the ending (-n or none) that
 the word before it asks for. So there is one right translation, and an *oracle* can score any
-output y: the share of its words that are right and in their place. Real tasks have no oracle.
-Here it stands in for human judges, and nothing is trained on it.
+output y: the share of its words that are right and in their place. Real tasks have no oracle;
+here it stands in for human judges, and nothing is trained on it.
 
-People make mistakes. Most are *habits*: a wrong word that they say for a certain right one,
-often more often than the right one. The human translations are the data set D.
+Below, adjectives stand in capitals, and a star marks each wrong word of a human translator.
 
-> Before you run this: a perfect copy of these people, how many points will the oracle give it?
+> Before you run this: what kinds of mistakes would you make, if you had learned such a language?
 """
 
 # %%
@@ -59,17 +58,33 @@ sources, rated_sources, eval_sources, test_sources = (
     language.sources(n, rng) for n in (3000, 600, 300, 600))
 human = [language.demonstrate(x, rng) for x in sources]  # a translation of each training source
 
+# %%
+def show_source(x):
+    """Its adjectives in capitals, and below it the right translation."""
+    words = zip(language.text(x).split(), language.is_adjective[x[:-1] - language.first_source])
+    print(f"\n{'source':8}", *(word.upper() if adjective else word for word, adjective in words))
+    show("right", x, language.answer(x))
+
 def show(name, x, y):
-    """An output, and a star at each word that is wrong."""
-    marked = [word + ("" if right else "*")
-              for word, right in zip(language.text(y).split(), language.right(x, y))]
-    print(f"{name:8}", *marked)
+    """An output, with a star at each word that is wrong."""
+    words = zip(language.text(y).split(), language.right(x, y))
+    print(f"{name:8}", *(word + ("" if right else "*") for word, right in words))
 
 # %%
 for x, y in zip(sources[:3], human):
-    print(f"{'source':8}", language.text(x))
-    show("right", x, language.answer(x))
+    show_source(x)
     show("human", x, y)
+
+# %% [markdown]
+"""
+The human translations are the data set D. Some of their mistakes are slips, at random, but most are
+*habits*: a wrong word that people say for a certain right one, often more often than the right one.
+
+> Before you run this: how many points does the oracle give to these people, and to a perfect copy
+> of them?
+"""
+
+# %%
 for word in np.flatnonzero(language.habit_rate)[:4]:
     said, right = (language.names[ids[word]] for ids in (language.habit, language.lexicon))
     print(f"people say {said} for {right} in {language.habit_rate[word]:.0%} of the cases")
@@ -123,20 +138,16 @@ assert habits(test_sources, greedy) > habits(test_sources, sampled) + 5
 It makes them worse. Where a habit is more frequent than the right word, the likeliest word is the
 habit, always. No way of decoding a clone can undo that: something has to say which of its outputs
 are good.
+"""
 
+# %% [markdown]
+"""
 ## 3. Ratings and a reward model
 
 *Raters* score outputs from 0 to 6, with noise of about one point. They rate samples of BC, at
 several *temperatures* (above 1 a sample is wilder, below 1 tamer), so that good and bad ones are
 among them. From the ratings a *reward model* R(x, y) in [0, 1] is trained. It is all that ReST
 will see.
-
-How does one judge a reward model? A filter will have to choose between outputs of one source. So
-take pairs of samples of one source, and count how many it orders as the oracle does; guessing
-gets half of them.
-
-> Before you run this: a rating is off by one point in six. Will the model order more than three
-> pairs of four right, though its teachers are that noisy?
 """
 
 # %%
@@ -161,12 +172,24 @@ rated = ratings(bc, range(600), SEED)
 model = reward_model(rated)
 task.reward = model.score  # (sources, outputs) -> rewards in [0, 1]
 
+# %% [markdown]
+"""
+How does one judge a reward model? A filter will have to choose between outputs of one source. So
+take pairs of samples of one source, and count how many it orders as the oracle does; guessing
+gets half of them. Then look at its rewards of outputs that were made good or bad on purpose, the
+*unit tests* of a reward model.
+
+> Before you run this: a rating is off by a point of six. Will the model order more than three
+> pairs of four right, though its teachers are that noisy?
+"""
+
 # %%
 def ordered_right(model):
     """Of pairs of samples of one held-out source, how many of 100 it orders as the oracle does."""
-    drawn = sample_outputs(bc, eval_sources, 2, SEED, task.max_len)
+    drawn = sample_outputs(bc, eval_sources, 4, SEED, task.max_len)
     both = [eval_sources[i] for i in drawn.source], drawn.targets()
-    truth, said = (np.diff(f(*both).reshape(-1, 2))[:, 0] for f in (language.oracle, model.score))
+    # each sample beside the next one of its source
+    truth, said = (np.diff(f(*both).reshape(-1, 4)) for f in (language.oracle, model.score))
     return 100 * np.mean((truth > 0) == (said > 0), where=truth != 0)
 
 print(f"{len(rated)} ratings; ordered right: {ordered_right(model):.1f} of 100 pairs")
@@ -184,9 +207,11 @@ assert given["the right translation"] > given["a sample of BC"] > given["right, 
 # %% [markdown]
 """
 The noise averages out over many ratings, and the model puts the right translation first although
-it has seen hardly any. It is not exact: a right translation gets less than 100 points. Such tests
-on outputs made good or bad on purpose are the *unit tests* of a reward model.
+it has seen hardly any. It is not exact: a right translation gets less than 100 points.
+"""
 
+# %% [markdown]
+"""
 ## 4. One Grow
 
 Algorithm 1 of the paper has two nested loops. The outer one is *Grow*: sample outputs of the
@@ -205,7 +230,7 @@ drawn, data = 100 * D_g.reward[~D_g.human], 100 * D_g.reward[D_g.human]
 best = drawn.reshape(-1, settings.samples).max(1)  # the samples of a source stand together
 print(f"{len(drawn)} samples, mean reward {drawn.mean():.1f}; {len(data)} of D, {data.mean():.1f}")
 print(f"mean of the best of {settings.samples} samples of each source: {best.mean():.1f}")
-assert best.mean() > drawn.mean() + 5 and best.mean() > data.mean() + 5
+assert abs(drawn.mean() - data.mean()) < 6 and best.mean() > max(drawn.mean(), data.mean()) + 3
 
 # %%
 plt.figure(figsize=(6, 2.6))
@@ -221,7 +246,10 @@ plt.show()
 """
 The two are alike: the policy is a copy of the people. But it can be asked more than once, and the
 best of a few samples is better than the mean of either. That gap is what the next step feeds on.
+"""
 
+# %% [markdown]
+"""
 ## 5. What the threshold keeps
 
 The inner loop is *Improve*. It keeps the pairs of D_g whose reward lies above a threshold τ, the
@@ -239,17 +267,19 @@ kept_truth = []
 for i in (0, 1, 2, 3, 4):  # 0: no filter yet
     kept, tau = select(D_g, settings, i)
     kept_truth.append(100 * of_truth[kept].mean())
-    print(f"Improve {i}: τ {100 * (tau or 0):5.1f}   kept: {kept.sum():5} pairs, "
-          f"{kept[~D_g.human].mean():4.0%} of samples, {kept[D_g.human].mean():4.0%} of D, "
-          f"oracle {kept_truth[-1]:.1f}")
+    line = f"τ {100 * tau:.1f}" if i else "no τ  "
+    print(f"Improve {i}: {line}   kept: {kept.sum():5} pairs, {kept[~D_g.human].mean():4.0%} of "
+          f"samples, {kept[D_g.human].mean():4.0%} of D; oracle {kept_truth[-1]:.1f}")
 assert (np.diff(kept_truth) > 0).all() and kept[D_g.human].any()
 
 # %%
 kept, tau = select(D_g, settings, 2)
-of_source = np.bincount(D_g.source[kept], minlength=len(sources))
-k = np.flatnonzero((of_source == 2) & kept[D_g.human])[0]  # a source with kept and dropped ones
-show("right", sources[k], language.answer(sources[k]))
-for i in sorted(np.flatnonzero(D_g.source == k), key=lambda i: -D_g.reward[i]):
+of_source = [np.flatnonzero(D_g.source == k) for k in range(len(sources))]
+# a source with two kept pairs, all of whose rewards are different
+k = next(k for k, index in enumerate(of_source)
+         if kept[index].sum() == 2 and len(set(D_g.reward[index])) == len(index))
+show_source(sources[k])
+for i in sorted(of_source[k], key=lambda i: -D_g.reward[i]):
     print(f"{'kept' if kept[i] else 'dropped':8}{100 * D_g.reward[i]:5.1f}", end="  ")
     show("human" if D_g.human[i] else "sample", sources[k], D_g.target(i))
 
@@ -293,8 +323,8 @@ def measure(policy, reward_model=model):
             "entropy": -drawn.logprobs.mean()}
 
 def tell(name, measured):
-    print(f"{name:12}", "   ".join(f"{key} {x:.{2 if key == 'entropy' else 1}f}"
-                                   for key, x in measured.items()))
+    digits = {"entropy": 2, "KL to BC": 2}
+    print(f"{name:11}", *(f"{key} {x:.{digits.get(key, 1)}f} " for key, x in measured.items()))
 
 # %%
 path = {"BC": measure(bc)}
@@ -312,35 +342,44 @@ def follow(key):
 improves = slice(1, None)  # from (1,0) on
 assert (np.diff(follow("reward")[improves]) > 0).all()
 assert (np.diff(follow("oracle")[improves]) > 0).all()
+of_bc, unfiltered, filtered, *_ = follow("reward")
+assert unfiltered - of_bc < filtered - unfiltered
 assert follow("habits")[-1] < follow("habits")[0] - 10
 assert follow("entropy")[-1] < follow("entropy")[0]
 
 # %% [markdown]
 """
 Each Improve raises the reward, and the oracle, which no training saw, rises with it: the habits
-go. (1,0) hardly helps, if at all: samples without selection hold nothing that the policy does not
+go. (1,0) gains little: samples without a selection hold hardly anything that the policy does not
 know. Its entropy falls all the same, as the samples were drawn at a temperature below 1.
 
 The entropy keeps falling, and that has a price. A policy that is sure of itself offers the next
 Grow fewer different samples to choose from.
+"""
 
+# %% [markdown]
+"""
 ## 7. Again: a second Grow
 
 The D_g of the first Grow is used up: its best few pairs have been learned. A second Grow draws
 anew, from the better policy. The generator goes on where it stopped.
 
-> Before you run this: the quantiles are the same as before. Is τ?
+> Before you run this: the quantiles are the same as before. Is τ? Will the second Grow find as
+> many outputs that were not drawn before?
 """
 
 # %%
-first_tau, last = 100 * select(D_g, settings, 1)[1], list(path)[-1]
+first_tau, found, last = 100 * select(D_g, settings, 1)[1], row["distinct_samples"], name
 for row, policy, D_g in steps:
     name = f"ReST ({row['grow']},{row['improve']})"
     path[name] = measure(policy)
     tell(name, path[name] | {"τ": 100 * row["threshold"]})
 second_tau = 100 * select(D_g, settings, 1)[1]
+found = found, row["distinct_samples"] - found
 print(f"τ of the first Improve: {first_tau:.1f} in Grow 1, {second_tau:.1f} in Grow 2")
-assert second_tau > first_tau and path[name]["reward"] > path[last]["reward"]
+print(f"new outputs: {found[0]} in Grow 1, {found[1]} in Grow 2, of as many samples")
+assert second_tau > first_tau and found[1] < found[0]
+assert path[name]["reward"] > path[last]["reward"]
 
 # %%
 figure, (left, right) = plt.subplots(1, 2, figsize=(9, 2.8))
@@ -354,10 +393,8 @@ left.legend(frameon=False, fontsize=8)
 plt.show()
 
 # %%
-worst = np.argmin(language.oracle(test_sources, greedy))
-x = test_sources[worst]
-print(f"{'source':8}", language.text(x))
-show("right", x, language.answer(x))
+x = test_sources[np.argmin(language.oracle(test_sources, greedy))]  # BC's worst
+show_source(x)
 for name, which in (("BC", bc), ("ReST", policy)):
     show(name, x, sample_outputs(which, [x], 1, 0, task.max_len, temperature=0).target(0))
 
@@ -412,10 +449,10 @@ budget = row["samples"]  # what both Grows have drawn
 online_settings = replace(settings, ppo_samples=budget)
 for ppo_row, ppo in online(bc, task, online_settings):
     print(f"PPO: {ppo_row['samples']} samples in {ppo_row['grow']} rounds, ReST: {budget} in 2")
-results = {"BC": path["BC"], "ReST": path[name := list(path)[-1]], "PPO": measure(ppo)}
-for name, measured in results.items():
-    tell(name, measured)
-assert results["PPO"]["reward"] > results["BC"]["reward"] + 5
+of_bc, of_rest, of_ppo = measure(bc), measure(policy), measure(ppo)
+for which, measured in (("BC", of_bc), ("ReST", of_rest), ("PPO", of_ppo)):
+    tell(which, measured)
+assert of_ppo["reward"] > of_bc["reward"] + 5 and of_ppo["entropy"] > of_rest["entropy"]
 
 # %% [markdown]
 """
@@ -423,7 +460,10 @@ Both are far above BC. Which is ahead depends on the number of rounds, the weigh
 learning rate, which the paper does not give for PPO; `docs/claims.md` says what was measured. PPO
 keeps more entropy, as its KL term holds it to BC. ReST has another advantage: D_g lies there to be
 looked at, and its samples are drawn in one go.
+"""
 
+# %% [markdown]
+"""
 ## 10. What goes wrong
 
 A reward model is right near what its raters have seen. A policy that is pushed to raise it leaves
@@ -441,9 +481,9 @@ few = rated.select(rated.source < 20)
 poor = reward_model(few)
 print(f"{len(few)} ratings; ordered right: {ordered_right(poor):.1f} of 100 pairs, "
       f"with all {len(rated)} ratings {ordered_right(model):.1f}")
-assert 50 < ordered_right(poor) < ordered_right(model) - 5
+assert ordered_right(poor) < ordered_right(model) - 5
 poor_task = replace(task, reward=poor.score)
-free = replace(settings, ppo_samples=16000, ppo_rows=4, ppo_kl=0.0)
+free = replace(settings, ppo_samples=20000, ppo_rows=5, ppo_kl=0.0)
 
 # %%
 def judged(policy):
@@ -455,12 +495,15 @@ way = [judged(bc) | {"KL to BC": 0.0}]
 for hacked_row, hacked in online(bc, poor_task, free):
     way.append(judged(hacked) | {"KL to BC": hacked_row["kl_to_bc"]})
 for k, measured in enumerate(way):
-    tell(f"{k} of 4", measured)
+    tell(f"{k} of 5", measured)
 
 # %%
 before, *_, after = way
 assert after["reward"] > before["reward"] + 10 and after["KL to BC"] > 0.5
-assert after["oracle"] < max(w["oracle"] for w in way) - 5 and after["oracle"] < before["oracle"]
+assert after["second judge"] - before["second judge"] < (after["reward"] - before["reward"]) / 2
+assert after["oracle"] < before["oracle"]
+
+# %%
 plt.figure(figsize=(5, 2.6))
 for key, colour in (("reward", BLUE), ("second judge", GREY), ("oracle", ORANGE)):
     plt.plot([w["KL to BC"] for w in way], [w[key] for w in way], marker="o", ms=4, color=colour,
@@ -471,30 +514,39 @@ plt.show()
 
 # %% [markdown]
 """
-The reward keeps rising; the oracle soon falls below that of BC. Without an oracle you can still
-see it: the KL is large, a second judge does not follow, and so would people if you asked them. Read
-some outputs, too.
+The reward keeps rising, and in the end the oracle is below that of BC. Without an oracle you can
+still see it: the KL is large, and a second judge does not follow. People would not either, if you
+asked them; and reading some outputs costs nothing.
 
-What helps? A KL term, which keeps the policy where the model was trained. More ratings, from which
-a better model comes. And new ratings of the *new* policy, from which the model learns where it was
-wrong.
+What helps? A KL term, which keeps the policy where the model was trained. ReST with the same few
+ratings: it learns only from what it drew near BC, in two Grows, with D among it. And more ratings,
+from which a better model comes.
 
-> Before you run this: which of the first two saves more of the oracle?
+> Before you run this: with which of the three will the oracle end above BC's? Does a good reward
+> model need a KL too?
 """
 
 # %%
-ends = {"few ratings, no KL": after["oracle"]}
-for name, which, weight in (("few ratings, KL", poor_task, 0.1), ("all ratings, no KL", task, 0.0)):
-    for _, other in online(bc, which, replace(free, ppo_rows=1, ppo_kl=weight)):
-        ends[name] = measure(other)["oracle"]
-for name, truth in ends.items():
-    print(f"{name:20} oracle {truth:.1f}")
-assert min(ends["few ratings, KL"], ends["all ratings, no KL"]) > after["oracle"] + 5
+ends = {"BC": of_bc["oracle"], "few ratings, no KL": after["oracle"]}
+for which, where, weight in (("few ratings, KL", poor_task, settings.ppo_kl),
+                             ("all ratings, no KL", task, 0.0)):
+    for _, other in online(bc, where, replace(free, ppo_rows=1, ppo_kl=weight)):
+        ends[which] = measure(other)["oracle"]
+for _, other, _ in rest(bc, poor_task, settings):
+    ends["few ratings, ReST"] = measure(other)["oracle"]
+ends["all ratings, KL"] = of_ppo["oracle"]  # section 9
+for which, truth in ends.items():
+    print(f"{which:20} oracle {truth:.1f}")
+
+# %%
+assert all(ends[which] > ends["few ratings, no KL"] + 5 for which in (
+    "few ratings, KL", "few ratings, ReST", "all ratings, no KL"))
+assert ends["all ratings, KL"] > ends["all ratings, no KL"]
 
 # %% [markdown]
 """
-Last, a *refresh*: rate as many outputs of the policy that went astray, and train the model anew on
-both.
+None of them lets the model see where it was wrong. A *refresh* does: rate some outputs of the
+policy that went astray, as few as before, and train the model anew on both.
 
 > Before you run this: what will the new model say of that policy, beside BC?
 """
@@ -503,16 +555,19 @@ both.
 renewed = reward_model(Pairs.join([few, ratings(hacked, range(20, 40), SEED + 1)]))
 gains = []
 for name, which in (("few ratings", poor), ("refreshed", renewed)):
-    of_bc, of_hacked = (measure(policy, which)["reward"] for policy in (bc, hacked))
-    gains.append(of_hacked - of_bc)
-    print(f"{name:12} BC {of_bc:.1f}, the policy that went astray {of_hacked:.1f}")
+    first, last = (measure(policy, which)["reward"] for policy in (bc, hacked))
+    gains.append(last - first)
+    print(f"{name:12} BC {first:.1f}, the policy that went astray {last:.1f}")
 assert gains[1] < gains[0] / 2
 
 # %% [markdown]
 """
-ReST is harder to lead astray than PPO without a KL: it only ever learns from samples that it drew
-near BC, with D among them, and it has few Grows. It is not safe from it.
+The gain was imagined. `python train_toy.py --refresh` does the like before each Grow: a share of
+the ratings is kept for outputs of the newer policy.
+"""
 
+# %% [markdown]
+"""
 ## What next
 
 To read in `rest.py`, in this order:

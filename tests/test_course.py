@@ -311,6 +311,19 @@ def test_a_students_way_through_an_exercise(course, tmp_path):
     assert "is about no runs" in course("run", "bc-loss", *work, code=1)
 
 
+def test_watching_checks_again_after_each_change(tmp_path):
+    file, exercise = tmp_path / "oac.py", exercises()["oac"]
+    file.write_text(exercise.starter(), encoding="utf-8")
+    watching = subprocess.Popen([sys.executable, "-u", "-m", "course", "check", "oac", "--watch",
+                                 "--work", tmp_path], cwd=ROOT, text=True, stdout=subprocess.PIPE)
+    try:
+        assert any("still a hole" in line for line in iter(watching.stdout.readline, ""))
+        file.write_text(exercise.solution(), encoding="utf-8")
+        assert any("All right" in line for line in iter(watching.stdout.readline, ""))
+    finally:
+        watching.kill()
+
+
 def test_a_class_is_graded_though_some_answers_never_end(course, tmp_path, monkeypatch):
     monkeypatch.setenv("COURSE_SECONDS", "3")
     bc, oac = exercises()["bc-loss"], exercises()["oac"]
