@@ -34,7 +34,8 @@ STATE = "progress.json"  # in the folder of the work: what was passed, and which
 def main(argv=None):
     parser = argparse.ArgumentParser(prog="python -m course", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", nargs="?", default="list", choices=COMMANDS)
+    parser.add_argument("command", nargs="?", default="list", choices=COMMANDS, metavar="command",
+                        help="list, start, check, ..., as above")
     parser.add_argument("name", nargs="?", default="", help="an exercise")
     parser.add_argument("--work", nargs="+", type=Path, default=[HERE / "work"],
                         help="folder of the answers; to check all, several")
@@ -82,7 +83,7 @@ def show_list(args):
 def start(args):
     exercise, file = chosen(args), file_of(args.work[0], args.name)
     if file.exists():
-        raise Refused(f"{shown(file)} is there already; delete it to start again")
+        raise Refused(f"{shown(file)} is there already: check it, or delete it to start again")
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(exercise.starter(), encoding="utf-8")
     before = [name for name in exercise.after
@@ -155,8 +156,8 @@ def print_check(exercise, file, passed, wrong):
               f"{exercise.name}")
         return
     print(f"  wrong   {list(exercise.stages)[len(passed)]}\n          {wrong}")
-    print(f"{points(exercise, passed)} of {exercise.points} points. A hint: python -m course hint "
-          f"{exercise.name}")
+    print(f"{points(exercise, passed):g} of {exercise.points} points. "
+          f"A hint: python -m course hint {exercise.name}")
 
 
 def hint(args):
@@ -165,8 +166,7 @@ def hint(args):
     count = min(shown_before + 1, len(exercise.hints))
     for number, text in enumerate(exercise.hints[:count], 1):
         print(f"{number}. {text}")
-    if count < len(exercise.hints):
-        print("(once more for the next one)")
+    print("(once more for the next one)" if count < len(exercise.hints) else "(that was the last)")
     update(args.work[0], args.name, hints=count)
 
 
@@ -203,11 +203,11 @@ def grade(args):
         if len(table) == 1:
             for name, (passed, wrong) in results.items():
                 exercise = exercises()[name]
-                print(f"{name:16}{points(exercise, passed):3} of {exercise.points}   {wrong}")
+                print(f"{name:16}{points(exercise, passed):5g} of {exercise.points}   {wrong}")
     total = sum(exercise.points for exercise in exercises().values())
     for folder, results in table.items():
         own = sum(points(exercises()[name], passed) for name, (passed, _) in results.items())
-        print(f"{str(folder):{width}}  {own:3} of {total} points, "
+        print(f"{str(folder):{width}}  {own:5g} of {total} points, "
               f"{sum(not wrong for _, wrong in results.values())} of {len(results)} exercises done")
     if args.junit:
         args.junit.write_text(junit(table), encoding="utf-8")
@@ -250,7 +250,7 @@ def junit(table):
             exercise = exercises()[name]
             case = ElementTree.SubElement(suite, "testcase", classname=folder.name, name=name)
             ElementTree.SubElement(case, "system-out").text = (
-                f"{points(exercise, passed)} of {exercise.points} points")
+                f"{points(exercise, passed):g} of {exercise.points} points")
             if wrong:
                 ElementTree.SubElement(case, "failure", message=wrong)
     ElementTree.indent(root)
@@ -276,14 +276,17 @@ def exercises():
 
 
 def chosen(args):
+    args.name = args.name.replace("_", "-").removesuffix(".py")
     if args.name not in exercises():
-        raise Refused(f"{args.name or 'which exercise'}? There are {', '.join(exercises())}")
+        near = difflib.get_close_matches(args.name, exercises(), 1)
+        raise Refused(f"{args.name or 'which exercise'}? " + (
+            f"Did you mean {near[0]}?" if near else f"There are {', '.join(exercises())}"))
     return exercises()[args.name]
 
 
 def points(exercise, passed):
-    """In proportion to the stages passed, rounded down."""
-    return exercise.points * len(passed) // len(exercise.stages)
+    """In proportion to the stages passed."""
+    return round(exercise.points * len(passed) / len(exercise.stages), 1)
 
 
 def file_of(work, name):

@@ -18,6 +18,7 @@ import builtins
 import functools
 import importlib
 import inspect
+import sys
 import textwrap
 import traceback
 from collections.abc import Callable
@@ -58,6 +59,7 @@ class Exercise:
     after: tuple = ()  # exercises to do before
     given: int = 0  # statements of the first function that are no hole
     withheld: tuple = ()  # names that the solution uses and the starter does not import
+    note: str = ""  # what else to know, at the head of the starter
     run: Callable = None  # (folder, answer's text): makes the runs that a question is about
 
     # ------------------------------------------------------------------------------ its three texts
@@ -66,10 +68,11 @@ class Exercise:
         """The file that a student begins with."""
         holes = [hole(source(name), self.given if k == 0 else 0)
                  for k, name in enumerate(self.functions)]
-        return "\n\n".join([self.head(), imports(self.functions, self.withheld), *holes])
+        used = [imports(self.functions, self.withheld), signatures(self.functions, self.withheld)]
+        return "\n\n".join([self.head(), "\n\n".join(filter(None, used)) + "\n", *holes])
 
     def solution(self):
-        return "\n\n".join([imports(self.functions), *map(source, self.functions)])
+        return "\n\n".join([imports(self.functions) + "\n", *map(source, self.functions)])
 
     def wrong(self, mistake):
         """The solution with a mistake in it."""
@@ -83,7 +86,8 @@ class Exercise:
         where = " and ".join(self.functions)
         text = (f"{self.goal} Write {where}, about {self.minutes} minutes. Then: "
                 f"python -m course check {self.name}")
-        return textwrap.fill(f'"""{text}"""', 100)
+        text = textwrap.fill(f'"""{text}', 100)
+        return f'{text}\n\n{self.note}\n"""' if self.note else f'{text}"""'
 
     # ------------------------------------------------------------------------------------ its check
 
@@ -206,13 +210,26 @@ def imports(functions, without=()):
         lines |= {import_line(module, used)
                   for used in names_used(source(name)) - own - set(without)
                   if hasattr(module, used)}
-    return "\n".join([*sorted(lines, key=lambda line: (line[0] == "f", line)), ""])
+    return "\n".join(sorted(lines, key=lambda line: (line[0] == "f", line)))
 
 
 def names_used(text):
     """The global names that a piece of code reads."""
-    return {node.id for node in ast.walk(ast.parse(text))
-            if isinstance(node, ast.Name) and not hasattr(builtins, node.id)}
+    names = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Name)]
+    own = {name.id for name in names if isinstance(name.ctx, ast.Store)}
+    return {name.id for name in names} - own - set(dir(builtins))
+
+
+def signatures(functions, without=()):
+    """Of the project's functions that a starter imports: how each is called, and what for."""
+    lines = []
+    for line in imports(functions, without).splitlines():
+        module, _, name = line.removeprefix("from ").partition(" import ")
+        found = getattr(importlib.import_module(module), name, None) if name else None
+        ours = module.partition(".")[0] not in sys.stdlib_module_names
+        if ours and inspect.isfunction(found) and found.__doc__:
+            lines.append(f"# {name}{inspect.signature(found)}: {found.__doc__.splitlines()[0]}")
+    return "\n".join(textwrap.fill(line, 100, subsequent_indent="#     ") for line in lines)
 
 
 def import_line(module, name):

@@ -47,7 +47,7 @@ def write(folder, report, source_text, target_text, pictures=True):
     settings = read_json(folder / "config.json", settings=dict)["settings"]
     name = settings.get("task") or f"{settings.get('src')}-{settings.get('tgt')}"
     data = explorer(folder, results["rows"], settings, source_text, target_text)
-    parts = {"title": escape(f"ReST, {name}, seed {settings.get('seed')}"),
+    parts = {"title": escape(f"ReST, {name}, seed {settings.get('seed')} ({folder.name})"),
              "seconds": f"{results['seconds']:.0f}",
              "main": listed({key: settings[key] for key in MAIN if key in settings}),
              "settings": listed(settings), "table": table(report.table()),

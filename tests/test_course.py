@@ -301,13 +301,14 @@ def test_a_students_way_through_an_exercise(course, tmp_path):
     file, exercise = tmp_path / "bc_loss.py", exercises()["bc-loss"]
     file.write_text(exercise.wrong(exercise.mistakes[0]), encoding="utf-8")
     said = course("check", "bc-loss", *work, code=1)
-    assert "right   one sentence" in said and "padding is counted" in said and "0 of 2" in said
+    assert "right   one sentence" in said and "padding is counted" in said and "0.5 of 2" in said
     assert "+    return (loss).sum()" in course("solution", "bc-loss", *work)
     file.write_text(exercise.solution(), encoding="utf-8")
     assert "All right: 2 points" in course("check", "bc-loss", *work)
     listed = course(*work)
     assert re.search(r"bc-loss .*done", listed) and "start filters" in listed
-    assert "There are bc-loss, filters" in course("start", "golf", *work, code=1)
+    assert "Did you mean gold?" in course("start", "golf", *work, code=1)
+    assert "There are bc-loss, filters" in course("start", "xyz", *work, code=1)
     assert "is about no runs" in course("run", "bc-loss", *work, code=1)
 
 

@@ -163,7 +163,7 @@ def test_head_table_and_examples(tmp_path):
     text = write(tmp_path / "run", rows=[row(0, 0), row(1, 1), row(1, 2, kl_to_bc=1.1)],
                  columns=["reward", "kept_data"])
     found = Elements(text).texts
-    assert found["h1"] == found["title"] == ["ReST, language, seed 3"]
+    assert found["h1"] == found["title"] == ["ReST, language, seed 3 (run)"]
     assert list(zip(found["dt"], found["dd"]))[:2] == [("seconds", "62"), ("filter", "quantile")]
     assert found["th"][:5] == ["reward sampled", "D kept", "BC", "ReST (1,1)", "ReST (1,2)"]
     assert found["td"][:11] == ["", "", "50.0", "-", "", "50.0", "-", "", "50.0", "-",
@@ -202,7 +202,7 @@ def test_no_text_becomes_html(tmp_path):
     plain, nasty = (Elements(page_of(*x)) for x in (("a", ["word"] * 9), ("b", NASTY)))
     assert nasty.tags == plain.tags and nasty.texts["p"][-9:] == list(NASTY)
     assert [x[:2] for x in nasty.attributes] == [x[:2] for x in plain.attributes]
-    assert nasty.texts["h1"] == [f"ReST, {NASTY[0]}, seed 3"]
+    assert nasty.texts["h1"] == [f"ReST, {NASTY[0]}, seed 3 (b)"]
     data = nasty.texts["script"][0]
     assert not set(data) & set("<\u2028\u2029") and data.isascii()
     assert set(json.loads(data)["grows"][0]["texts"].values()) == set(NASTY)

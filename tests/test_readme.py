@@ -26,8 +26,11 @@ def test_the_example_prints_what_the_readme_says(capsys):
     printed = capsys.readouterr().out.strip().splitlines()
     promised = README.split(code)[1].removeprefix("```").strip("\n").split("\n\n")[0].splitlines()
     assert len(printed) == 5 and printed[4] == promised[4].strip()
+    number = re.compile(r"\d+(?:\.\d+)?")
     for line, other in zip(printed[:4], promised):  # another machine rounds otherwise
-        assert re.sub(r"[\d.]+", "", line) == re.sub(r"[\d.]+", "", other.strip())
+        assert number.sub("", line) == number.sub("", other.strip())
+        for a, b in zip(map(float, number.findall(line)), map(float, number.findall(other))):
+            assert abs(a - b) <= max(0.12 * b, 0.03), (line, other)
     rewards = [float(line.rpartition(" ")[2]) for line in printed[:3]]
     assert rewards[0] + 0.05 < rewards[1] and rewards[1] + 0.03 < rewards[2]
 

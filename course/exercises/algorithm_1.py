@@ -16,6 +16,16 @@ SOURCES = [np.array([3, 2]), np.array([4, 2])]
 SAMPLES = Pairs.of([0, 0, 1], [[3, 2], [4, 2], [4, 2]], reward=[0.9, 0.1, 0.5])
 D = Pairs.of([0, 1], [[3, 2], [5, 2]], reward=[0.8, 0.2], human=True)
 D_G = Pairs.join([SAMPLES, D])
+KEYS = ("name", "loss", "grow", "improve", "threshold", "kept_samples", "kept_data")
+
+
+NOTE = """\
+It is a generator: after each Improve it yields (row, policy, D_g). `kept` are booleans, one for
+each pair of D_g. An Improve also wants a `row`, a dict with name ("ReST"), loss (settings.loss),
+grow, improve, threshold (τ), kept_samples and kept_data (the mean of `kept` over D_g's samples,
+over its human pairs), to which it adds what it measures; and a `reference`, one for each Grow:
+ReferenceModels(bc, behaviour=the policy that grew D_g). You may leave out what Algorithm 1 does not
+have: earlier, tally, task.refresh, the value model."""
 
 
 def network(name):
@@ -43,14 +53,21 @@ def traced(answer, **settings):
 
     def improve_step(*args, **kwargs):
         call = real["improve_step"].bind(*args, **kwargs).arguments
-        row = call["row"]
-        if not isinstance(row, dict) or not {"grow", "improve"} <= set(row):
-            raise Wrong("improve_step wants a row: a dict with at least grow and improve (hint "
-                        "3 has all of it)")
+        row, reference = call["row"], call["reference"]
+        missing = [key for key in KEYS if key not in (row if isinstance(row, dict) else {})]
+        if missing:
+            raise Wrong(f"improve_step wants a row, a dict, with {', '.join(KEYS)}; there is no "
+                        f"{missing[0]}")
+        if call["D_g"] is not D_G:
+            raise Wrong("improve_step gets all of D_g, and beside it the booleans of what is kept: "
+                        "it selects by itself")
+        if getattr(getattr(reference, "bc", None), "name", None) != "BC":
+            raise Wrong("improve_step wants a reference: ReferenceModels(bc, behaviour=...)")
         asked = [i for i, kept in kept_by.items() if kept is call["kept"]]
         kept = f"what filter {asked[0]} keeps" if asked else "something that no filter gave"
         name = f"({row['grow']},{row['improve']})"
-        steps.append(f"Improve {name} of {call['policy'].name}, on {kept}")
+        grown_by = getattr(reference.behaviour, "name", "nobody")
+        steps.append(f"Improve {name} of {call['policy'].name}, on {kept}, D_g grown by {grown_by}")
         return network(name), row
 
     task = Task(SOURCES, D, SOURCES, SOURCES, 4, lambda sources, outputs: np.ones(len(outputs)))
@@ -78,6 +95,12 @@ EXERCISE = Exercise(
         "three Grows": lambda answer: traced(answer, grow=3, improve=(2, 1)),
     },
     mistakes=(
+        Mistake("behaviour=policy", "behaviour=bc",
+                "reference.behaviour is the policy that grew D_g, which is BC in the first Grow "
+                "alone."),
+        Mistake("improve_step(policy, D_g, kept,", "improve_step(policy, D_g.select(kept), kept,",
+                "improve_step gets all of D_g, and beside it the booleans of what is kept: it "
+                "selects by itself"),
         Mistake("grow(policy, task,", "grow(bc, task,",
                 "each Grow samples from BC. It is the newest policy that grows the next data set."),
         Mistake("improve_step(policy, D_g", "improve_step(bc, D_g",
@@ -101,11 +124,10 @@ EXERCISE = Exercise(
         Mistake("            policy, row = improve_step(", "            _, row = improve_step(",
                 "the new policy is thrown away: keep what improve_step returns."),
     ),
-    hints=("Two loops: over g = 1..G, and over i in settings.improves(g).",
-           "D_g, samples = grow(policy, task, settings, g, run, earlier) once in the outer loop; "
-           "kept, tau = select(D_g, settings, i), then policy, row = improve_step(policy, D_g, "
-           "kept, task, settings, reference, run, row) in the inner one; then yield.",
-           'reference = ReferenceModels(bc, behaviour=policy) before the inner loop; row = '
-           '{"name": "ReST", "loss": settings.loss, "grow": g, "improve": i, "threshold": tau, '
-           '"kept_samples": mean(kept[~D_g.human]), "kept_data": mean(kept[D_g.human])}.'),
-    minutes=40, difficulty=2, points=5, after=("bc-loss", "filters"), given=3)
+    hints=("Two loops: over g = 1..G, and over i in settings.improves(g). Which of grow, select "
+           "and improve_step stands in which?",
+           "grow stands in the outer loop, once; select and improve_step in the inner one. Which "
+           "policy does each get, and which is the newest after it?",
+           "policy, row = improve_step(policy, D_g, kept, task, settings, reference, run, row); "
+           "the rest is python -m course solution algorithm-1."),
+    minutes=40, difficulty=2, points=5, after=("bc-loss", "filters"), given=3, note=NOTE)

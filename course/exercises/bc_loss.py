@@ -43,6 +43,16 @@ EXERCISE = Exercise(
         Mistake("loss = -logprobs", "loss = logprobs",
                 "the sign is the wrong way round: training would make the human's words less "
                 "likely."),
+        Mistake("logprobs = logits.log_softmax(-1)",
+                "logits, targets = logits[:, :-1], targets[:, 1:]\n"
+                "    logprobs = logits.log_softmax(-1)",
+                "shifted by one: here logits[:, t] already belongs to targets[:, t]; it is the "
+                "decoder's input that was shifted."),
+        Mistake("(loss * (targets != PAD)).sum()",
+                "(loss * (targets != PAD)).sum() / len(targets)",
+                "divided by the number of sentences. Return the sum, the trainer divides by the "
+                "tokens."),
+        Mistake("if label_smoothing > 0:", "if False:", "label_smoothing has no effect."),
         Mistake("logits.log_softmax(-1)", "logits",
                 "logits are no log-probabilities: they have to be normalised over the vocabulary."),
         Mistake("logits.log_softmax(-1)", "logits.softmax(-1)",
@@ -57,5 +67,7 @@ EXERCISE = Exercise(
     ),
     hints=("log_softmax over the last dimension, then gather the entry of each target.",
            "targets[..., None] has the shape that gather wants; [..., 0] takes the dimension away.",
-           "Multiply by the mask (targets != PAD) before you sum."),
+           "Multiply by the mask (targets != PAD) before you sum.",
+           "Label smoothing ε: (1 - ε) times the loss of the target, plus ε times the mean of the "
+           "losses of all V words."),
     minutes=15, difficulty=1, points=2)

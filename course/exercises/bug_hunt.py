@@ -3,7 +3,8 @@
 Nothing fails, no warning is printed. A bug is an edit of the project's source, put in its place for
 one run.
 
-    python -m course.exercises.bug_hunt A FOLDER      # goes on from a run whose BC is done
+    python -m course.exercises.bug_hunt A FOLDER            # goes on from a run whose BC is done
+    python -m course.exercises.bug_hunt A FOLDER --show 3   # pairs, as the run's own filter chose
 """
 
 import hashlib
@@ -30,8 +31,8 @@ class Bug:
 
 BUGS = {
     "none": Bug("rest.above", "", "",
-                "nothing is wrong with it: compare its kept pairs, its rewards and its log with "
-                "what Algorithm 1 says, step by step."),
+                "compare its kept pairs, its rewards and its evaluations with what Algorithm 1 "
+                "says, step by step."),
     "filter turned round": Bug(
         "rest.above", "else reward > tau", "else reward < tau",
         "look at which pairs an Improve keeps (--show 3), and at the reward after it."),
@@ -49,8 +50,10 @@ BUGS = {
         'policy, (task := replace(task, eval_sources=task.test_sources)).eval_sources, 1, ("test",',
         "compare the evaluations in metrics.jsonl with the reward in the table, digit for digit."),
 }
-# which letter is which bug: fixed, and not to be seen at a glance
-LETTERS = dict(zip("ABCDE", sorted(BUGS, key=lambda name: hashlib.sha256(name.encode()).digest())))
+SEED = os.environ.get("COURSE_SEED", "")  # a class may have its own order
+# which letter is which bug, not to be seen at a glance
+LETTERS = dict(zip("ABCDE", sorted(
+    BUGS, key=lambda name: hashlib.sha256((name + SEED).encode()).digest())))
 
 
 def buggy(bug):
@@ -61,12 +64,12 @@ def buggy(bug):
     return load(text.replace(bug.old, bug.new), bug.function)
 
 
-def run_one(letter, folder):
+def run_one(letter, folder, *flags):
     """The run of a letter, from the run in `folder` on, in this process."""
     import train_toy
     bug = BUGS[LETTERS[letter]]
     with in_place((bug.function,), buggy(bug)):
-        train_toy.main([*FLAGS, "--out", str(folder), "--resume"])
+        train_toy.main([*FLAGS, "--out", str(folder), *(flags or ["--resume"])])
 
 
 def run_all(folder, answer=""):
@@ -74,14 +77,17 @@ def run_all(folder, answer=""):
     root, base = Path(__file__).parents[2], folder / "start"
     train = [sys.executable, root / "train_toy.py", *FLAGS, "--out", base, "--resume",
              "--stop-after", "evaluate-bc"]
-    subprocess.run(train, check=True, cwd=root, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    subprocess.run(train, check=True, cwd=root, env=os.environ | {"OMP_NUM_THREADS": "1"},
+                   stdout=subprocess.DEVNULL)
+    print("BC and the reward model, which all runs share, are done; now five runs")
     for letter in LETTERS:
         if not (folder / letter / "results.json").exists():
             shutil.copytree(base, folder / letter, dirs_exist_ok=True)
             with open(folder / f"{letter}.txt", "w", encoding="utf-8") as file:
                 subprocess.run([sys.executable, "-m", __name__, letter, folder / letter], cwd=root,
                                check=True, stdout=file, stderr=subprocess.STDOUT)
-        print(f"run {letter}: {folder / letter}.txt has its table")
+        print(f"run {letter}: {os.path.relpath(folder / letter)}.txt has its table", flush=True)
+    print("Look, then fill in the answers, and: python -m course check bug-hunt")
 
 
 def guess(letter, answer):
@@ -100,13 +106,14 @@ FORM = f'''"""Five runs of ReST, of one BC policy. One is right, and four are si
 
     python -m course run bug-hunt     # makes them, in about two minutes, beside this file
 
-bug-hunt/A.txt has the table of run A, bug-hunt/A/metrics.jsonl all that happened in it, its page is
-bug-hunt/A/index.html; and its kept and dropped pairs are shown by
+bug-hunt/A.txt has the table of run A, its rewards on test sources. Its kept and dropped pairs:
 
-    python train_toy.py {' '.join(FLAGS)} \\
-        --out course/work/bug-hunt/A --show 3
+    python -m course.exercises.bug_hunt A course/work/bug-hunt/A --show 3
 
-Fill in, for each: {', '.join(map(repr, BUGS))}.
+bug-hunt/A/metrics.jsonl has a line for each event. Those of a training are evaluations: "score" is
+the mean reward on D_eval, by which the best checkpoint of an Improve is chosen; a "row" is a line
+of the table. Fill in, for each run, one of
+{', '.join(map(repr, BUGS))}.
 """
 
 answers = {{"A": "", "B": "", "C": "", "D": "", "E": ""}}
@@ -139,4 +146,4 @@ EXERCISE = Questions(
     form=FORM, key=filled_in(LETTERS.values()))
 
 if __name__ == "__main__":
-    run_one(sys.argv[1], Path(sys.argv[2]))
+    run_one(sys.argv[1], *sys.argv[2:])

@@ -25,8 +25,8 @@ def ties(answer):
 def per_source(rule, *values):
     rng = np.random.default_rng(1)
     source, reward = rng.integers(0, 5, 60), rng.random(60)
-    return {f"τ of {value:g}": rule(source, reward, value) for value in values} | {
-        f"τ of {value:g}, a few pairs": rule(SOURCE, REWARD, value) for value in values}
+    return {f"τ(x) at {value:g}, of pair ": rule(source, reward, value) for value in values} | {
+        f"τ(x) at {value:g}, of ten pairs, pair ": rule(SOURCE, REWARD, value) for value in values}
 
 
 EXERCISE = Exercise(
@@ -54,6 +54,10 @@ EXERCISE = Exercise(
                 "return np.percentile(reward, p) * np.ones(len(reward))",
                 "one line for all sources: percentile draws one within each source, of its own "
                 "rewards."),
+        Mistake("return (ordered[low] + (at - low) * (ordered[high] - ordered[low]))[of]",
+                "return reward > (ordered[low] + (at - low) * (ordered[high] - ordered[low]))[of]",
+                "these are booleans; what is wanted is the line τ(x) of each pair. `above` will do "
+                "the comparing."),
         Mistake("at = last - (1 - p / 100) * (counts - 1)", "at = last - (1 - p) * (counts - 1)",
                 "p is a number from 0 to 100, not a share."),
         Mistake("(ordered[low] + (at - low) * (ordered[high] - ordered[low]))[of]",
