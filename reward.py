@@ -38,7 +38,7 @@ class PolicyWithHead(nn.Module):
     @classmethod
     def from_policy(cls, policy):
         with torch.random.fork_rng([]):  # the head does not depend on what was drawn before
-            torch.manual_seed(0)
+            torch.default_generator.manual_seed(0)
             model = cls(policy.config).to(policy.embedding.weight.device)
         model.body.load_state_dict(policy.state_dict())
         return model

@@ -28,6 +28,13 @@ RUNS = {"IWSLT14": 100 * N_SOURCES, "WMT20": 890_000_000}  # pairs of D_g in the
 H100 = 989e12  # FLOP/s, bfloat16 without sparsity: NVIDIA's data sheet of the H100 SXM
 
 
+def config_of(preset):
+    """The settings of a preset of train_mt.py, and the size of its models."""
+    s = parse(Settings, ["--preset", preset], preset=PRESETS)
+    return s, Config(s.vocab_size, s.d_model, s.heads, s.encoder_layers, s.decoder_layers, s.d_ff,
+                     s.dropout, max(s.max_len, MEAN))
+
+
 def flop(function):
     with FlopCounterMode(display=False) as counter:
         function()
@@ -61,9 +68,7 @@ def main(argv=None):
     parser.add_argument("--share", type=float, default=0.1, help="of the GPU's peak, assumed")
     args = parser.parse_args(argv)
     keep_memory()
-    s = parse(Settings, ["--preset", args.preset], preset=PRESETS)
-    config = Config(s.vocab_size, s.d_model, s.heads, s.encoder_layers, s.decoder_layers, s.d_ff,
-                    s.dropout, max(s.max_len, MEAN))
+    _, config = config_of(args.preset)
     made = sides(config, args.sources, args.samples)
     operations = {what: flop(function) / n for what, (function, n) in made.items()}  # of a pair
     seconds = side_by_side({what: function for what, (function, _) in made.items()}, args.rounds)

@@ -77,12 +77,15 @@ def sizes(config):
                 bos_token_id=BOS, eos_token_id=EOS, decoder_start_token_id=BOS)
 
 
-def generate(model, src, n_samples, length, forced):
-    """Hugging Face's samples at temperature 1; forced: eos is forbidden up to the full length."""
+def generate(model, src, n_samples, length, forced, **how):
+    """Hugging Face's samples at temperature 1; forced: eos is forbidden up to the full length.
+
+    how: more arguments of its generate, cache_implementation="static" for instance.
+    """
     with torch.inference_mode():
         return model.generate(src, attention_mask=(src != PAD).long(), do_sample=True, top_k=0,
                               num_return_sequences=n_samples, max_new_tokens=length,
-                              min_new_tokens=length if forced else None)
+                              min_new_tokens=length if forced else None, **how)
 
 
 class CTranslate:

@@ -30,12 +30,13 @@ from model import EOS, PAD, Transformer, shift_right
 SMOOTHING = 0.1
 
 
-def ours(config, pairs, compile=False):
-    """A function that makes one update for each of the batches."""
+def ours(config, pairs, compile=False, device="cpu", precision="float32"):
+    """A function that makes one update for each of the batches, which lie on the device."""
     torch.manual_seed(0)
-    model = Transformer(config)
-    forward = compiled(model, torch.device("cpu")) if compile else model
-    hp = Training(updates=10**6, warmup=10, batch_tokens=1)  # of the trainer's items, one an update
+    model = Transformer(config).to(device)
+    forward = compiled(model, torch.device(device)) if compile else model
+    hp = Training(updates=10**6, warmup=10, batch_tokens=1,  # of the trainer's items, one an update
+                  precision=precision)
     trainer = Trainer(model, np.ones(len(pairs)), np.array([tokens_in([pair]) for pair in pairs]),
                       hp, seed=0)  # its items are our batches
 
@@ -52,16 +53,19 @@ def ours(config, pairs, compile=False):
     return train
 
 
-def marian(config, pairs):
-    model = peers.marian(config).train()
+def marian(config, pairs, compile=False, device="cpu", precision="float32"):
+    """The same with Hugging Face's Marian; bfloat16 by autocast, as its own Trainer has it."""
+    model = peers.marian(config).to(device).train()
+    forward = compiled(model, torch.device(device)) if compile else model
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
 
     def train():
         for src, tokens in pairs:
-            logits = model(input_ids=src, attention_mask=(src != PAD).long(),
-                           decoder_input_ids=shift_right(tokens), use_cache=False).logits
-            loss = F.cross_entropy(logits.flatten(0, 1), tokens.flatten(), ignore_index=PAD,
-                                   label_smoothing=SMOOTHING)
+            with torch.autocast(src.device.type, torch.bfloat16, precision == "bfloat16"):
+                logits = forward(input_ids=src, attention_mask=(src != PAD).long(),
+                                 decoder_input_ids=shift_right(tokens), use_cache=False).logits
+            loss = F.cross_entropy(logits.float().flatten(0, 1), tokens.flatten(),
+                                   ignore_index=PAD, label_smoothing=SMOOTHING)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()

@@ -34,7 +34,7 @@ def beam_search(model, src, beam=5, max_len=None, length_penalty=1.0, n_best=1):
         for t in range(max_len):
             cache.advance()
             logprobs = at_least_float32(model.step(last.flatten(), cache)).log_softmax(-1)
-            logprobs[..., [PAD, BOS]] = -math.inf
+            logprobs[..., : BOS + 1] = -math.inf
             total = (score.flatten()[:, None] + logprobs).view(len(score), -1)  # (B', beam * V)
             # 2 * beam candidates, of which at most `beam` end: so `beam` always go on.
             candidate, index = total.topk(2 * beam)

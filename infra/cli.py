@@ -143,5 +143,7 @@ def choose_device(name):
         if here > torch.cuda.device_count():
             raise UserError(f"{here} processes on a machine with {torch.cuda.device_count()} CUDA "
                             "device: each needs its own")
-        torch.cuda.set_device(processes.rank() % torch.cuda.device_count())
+        torch.cuda.set_device(processes.rank() % torch.cuda.device_count() if device.index is None
+                              else device)
+        torch.backends.cuda.enable_cudnn_sdp(False)  # it makes a plan for each new shape: slow
     return device

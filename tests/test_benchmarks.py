@@ -1,13 +1,20 @@
 """benchmarks/: their arithmetic, and that they run; never how long anything takes."""
 
 import json
+import math
+import sys
+import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from torch.autograd import DeviceType
 
-from benchmarks import cost, disk, floor, growth, measure, parts, peers
+from benchmarks import cost, disk, floor, gpu, gpu_parts, growth, measure, parts, peers
 from infra.pairs import Pairs
+from infra.relatives import METHODS
+from infra.settings import parse
 from model import EOS, PAD, Cache, Config, Transformer, sample, shift_right
 
 SIZES = Config(40, 16, 2, 2, 2, 32, 0.1, 20)
@@ -150,3 +157,130 @@ def test_the_peers_have_the_same_weights():
         logits = theirs(input_ids=src, attention_mask=(src != PAD).long(),
                         decoder_input_ids=tgt).logits
         torch.testing.assert_close(logits, policy(src, tgt), atol=1e-5, rtol=1e-5)
+
+
+# ----------------------------------------------------------------------- one GPU: benchmarks/gpu.py
+
+
+def numbers_in(found):
+    """All numbers in nested lists and dicts."""
+    if isinstance(found, (list, dict)):
+        for value in found.values() if isinstance(found, dict) else found:
+            yield from numbers_in(value)
+    elif isinstance(found, (int, float)):
+        yield found
+
+
+def test_the_gpu_program_measures_each_part_also_after_one_that_fails(tmp_path, capsys):
+    gpu.main(["--tiny", "--out", str(tmp_path / "gpu.json"), "--data", str(tmp_path / "nowhere"),
+              "--parts", "run", "grow", "training", "profile"])
+    report = json.loads((tmp_path / "gpu.json").read_text())
+    found = report["parts"]
+    assert list(found) == ["run", "grow", "training", "profile"] and report["machine"]["torch"]
+    assert found["run"]["error"] == "exit code 2" and "nowhere" in found["run"]["log"][-1]
+    assert not any("error" in found[name] for name in list(found)[1:])
+    assert all(map(math.isfinite, numbers_in(report)))
+    sides = {name: [row["side"] for row in found[name]["rows"]] for name in ("grow", "training")}
+    assert len(sides["grow"]) == 14 and len(sides["training"]) == 10
+    assert {"HF float32", "ours bfloat16 compiled"} < set(sides["grow"])
+    for row in found["grow"]["rows"] + found["training"]["rows"]:
+        if row["side"].startswith("ours") or not peers_are_missing():
+            assert row["tokens_per_second"] > 0 and "error" not in row
+    assert all(row["share_of_peak"] > 0 for row in found["training"]["rows"] if "seconds" in row)
+    assert [row["what"] for row in found["profile"]["rows"]] == ["Grow", "training"]
+    assert all(len(row["operations"]) == 12 for row in found["profile"]["rows"])
+    said = capsys.readouterr().out
+    assert "run: exit code 2" in said and "ours TF32 compiled" in said and "aten::" in said
+
+
+def peers_are_missing():
+    return gpu.importlib.util.find_spec("transformers") is None
+
+
+def test_a_side_that_fails_is_told_and_the_others_are_timed(tmp_path):
+    def broken():
+        raise torch.OutOfMemoryError("too large")
+
+    rows, calls = gpu_parts.Rows(tmp_path / "rows.json"), []
+    sides = {"a": lambda: lambda: calls.append(1) or time.sleep(0.01), "made": broken,
+             "called": lambda: broken, "b": lambda: lambda: time.sleep(0.03)}
+    gpu_parts.compare(rows, {"shape": "x"}, sides, tokens=10, rounds=3, flop=cost.H100 / 100)
+    assert json.loads(rows.file.read_text()) == rows and len(calls) == 5  # once, alone, 3 rounds
+    a, made, called, b = rows
+    assert [row["rounds"] for row in rows] == [3, 0, 0, 3] and "seconds" not in made
+    assert made["error"] == called["error"] == "OutOfMemoryError: too large"
+    assert a["tokens_per_second"] == pytest.approx(10 / a["seconds"])
+    assert a["share_of_peak"] == pytest.approx(0.01 / a["seconds"])
+    assert 0.01 <= a["seconds"] < b["seconds"] and a["times_as_fast_as"]["b"] > 1
+    assert set(b["times_as_fast_as"]) == {"a"} and b["first_call_seconds"] >= 0.03
+
+
+def test_what_no_longer_fits_is_skipped_and_so_is_a_run_without_data(tmp_path, capsys):
+    def skipped(*flags):
+        gpu.main(["--tiny", "--out", str(tmp_path / "gpu.json"), *flags])
+        parts = json.loads((tmp_path / "gpu.json").read_text())["parts"]
+        return {name: part["skipped"] for name, part in parts.items()}
+
+    assert skipped("--minutes", "0") == dict.fromkeys(gpu.LIMITS, "0 s were left")
+    assert skipped("--parts", "run") == {"run": "there is no --data"}
+    assert "run: there is no --data" in capsys.readouterr().out
+
+
+def test_a_part_that_takes_too_long_is_ended_and_what_it_found_is_kept(tmp_path):
+    program = ("import pathlib, time; pathlib.Path('rows.json').write_text('[{\"side\": 1}]'); "
+               "print('test_a.py::test_b[c d] PASSED', flush=True); time.sleep(60)")
+    looked, begin = [], time.monotonic()
+    line = [sys.executable, "-c", f"import os; os.chdir({str(tmp_path)!r}); {program}"]
+    error = gpu.watch(line, tmp_path, 3, lambda: looked.append(gpu.found_in(tmp_path)))
+    assert error == "not done after 3 s" and 3 <= time.monotonic() - begin < 30
+    assert looked and gpu.found_in(tmp_path) == {
+        "tests": {"PASSED": 1}, "failed": [], "rows": [{"side": 1}]}
+    assert gpu.watch([sys.executable, "-c", "raise SystemExit(7)"], tmp_path, 60) == "exit code 7"
+    assert gpu.watch([sys.executable, "-c", ""], tmp_path, 60) is None
+
+
+def test_of_a_run_that_was_killed_the_rows_so_far_are_read(tmp_path):
+    (tmp_path / "log").write_text("test_cuda.py::test_a FAILED [ 5%]\ntest_cuda.py::test_b PASSED")
+    (tmp_path / "run").mkdir()
+    events = [{"event": "train", "step": "bc", "update": 5, "score": 7.5},
+              {"event": "train", "step": "reward"}, {"event": "row", "name": "BC", "bleu": 30.0}]
+    (tmp_path / "run" / "metrics.jsonl").write_text(
+        "".join(json.dumps(event) + "\n" for event in events) + '{"event": "row", "na')
+    assert gpu.found_in(tmp_path) == {"tests": {"FAILED": 1, "PASSED": 1}, "failed": ["test_a"],
+                                      "events": [events[0], events[2]]}
+
+
+def test_the_shortened_run_has_settings_that_train_mt_knows():
+    """And the less time there is, the less is to be done."""
+    made = [parse(cost.Settings, ["--preset", "gpu", *gpu.run_flags(seconds)],
+                  preset=cost.PRESETS, method=METHODS) for seconds in (15, 120, 180, 240)]
+    assert all(s.d_model == 512 and not s.compile and not s.ppo for s in made)
+    assert [s.bc_updates for s in made] == [150, 750, 1500, 1500]
+    assert all(s.evaluate_every <= s.updates and s.bc_evaluate_every <= s.bc_updates for s in made)
+
+
+def test_time_in_which_kernels_overlap_is_busy_once():
+    def event(start, end, **changes):
+        return SimpleNamespace(**{"device_type": DeviceType.CUDA, "is_user_annotation": False,
+                                  "time_range": SimpleNamespace(start=start, end=end)} | changes)
+
+    events = [event(0, 10), event(30, 40), event(5, 12), event(6, 8), event(40, 41),
+              event(0, 99, device_type=DeviceType.CPU), event(0, 99, is_user_annotation=True)]
+    assert gpu_parts.busy_seconds(SimpleNamespace(events=lambda: events)) == pytest.approx(23e-6)
+
+
+@pytest.mark.slow
+def test_the_gpu_program_ends_with_a_run_and_its_rows(tmp_path, capsys):
+    pytest.importorskip("sacrebleu")
+    rng, words = np.random.default_rng(0), "ein zwei rote blaue Hunde Katzen laufen".split()
+    for split, n in (("train", 300), ("val", 30), ("test", 30)):
+        lines = [" ".join(rng.choice(words, 5)) + "." for _ in range(n)]
+        for language, of in (("de", lines), ("en", [line.upper() for line in lines])):
+            (tmp_path / f"{split}.{language}").write_text("\n".join(of) + "\n")
+    gpu.main(["--tiny", "--out", str(tmp_path / "gpu.json"), "--data", str(tmp_path), "--parts",
+              "run"])
+    run = json.loads((tmp_path / "gpu.json").read_text())["parts"]["run"]
+    rows = [event for event in run["events"] if event["event"] == "row"]
+    assert "error" not in run and [row["name"] for row in rows] == ["BC", *3 * ["ReST"], "PPO"]
+    assert all(0 <= row["beam_bleu"] <= 100 and row["seconds"] >= 0 for row in rows)
+    assert "ReST (1,2)" in capsys.readouterr().out
