@@ -4,7 +4,6 @@ import inspect
 from unittest import mock
 
 import numpy as np
-import torch
 
 import rest
 from course.kit import Exercise, Mistake, Wrong
