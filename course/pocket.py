@@ -114,12 +114,12 @@ def rest(policy, x, y, report, G=2, quantiles=(0.0, 0.5, 0.7, 0.85)):
             tau = r.quantile(q) if i else -1.0
             kept = r > tau
             if kept.any():
-                train(policy, xs[kept], ys[kept], updates=60, lr=1e-3 * 0.8**i)
+                train(policy, xs[kept], ys[kept], updates=50, lr=1e-3 * 0.8**i)
             report(f"ReST ({g},{i})", policy, f"kept {100 * kept.float().mean():3.0f} %")
 
 
 def main():
-    x, test = sources(1500), sources(500)
+    x, test = sources(1200), sources(500)
     y = demonstrate(x)
     rows = []
 
@@ -131,7 +131,7 @@ def main():
     print(f"{'% right':12}{'sampled':>8}{'greedy':>8}")
     print(f"{'people':12}{100 * right(x, y).mean():8.1f}")
     policy = Policy()
-    train(policy, x, y, updates=500, lr=3e-3)
+    train(policy, x, y, updates=400, lr=3e-3)
     report("BC", policy)
     rest(policy, x, y, report)
     return rows

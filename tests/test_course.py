@@ -11,10 +11,14 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
+import rest
 from course import kit, pocket
 from course.__main__ import main
 from course.exercises import ORDER, bug_hunt, exercises
-from course.kit import Exercise, Mistake, Questions
+from course.kit import Exercise, Mistake, Questions, in_place
+from helpers import some_bc, some_task
+from infra.run import InMemory
+from rest import Settings
 
 ROOT = Path(__file__).parent.parent
 ALL = list(exercises().values())
@@ -236,23 +240,47 @@ def test_own_task_knows_what_cannot_be_trained_on(tmp_path):
         assert mistake.says in exercise.check(exercise.wrong(mistake))[1]
 
 
-@pytest.mark.slow
-def test_the_runs_show_what_the_exercises_ask_for(tmp_path):
-    """Each bug shows in its run; the hacked reward is hacked, and its key mends it."""
-    bug_hunt.run_all(tmp_path / "hunt")
-    rows = {bug_hunt.LETTERS[letter]: json.loads(
-        (tmp_path / "hunt" / letter / "results.json").read_text())["rows"] for letter in "ABCDE"}
-    end = {name: 100 * found[-1]["reward"] for name, found in rows.items()}
-    assert end["none"] > 100 * rows["none"][0]["reward"] + 4
-    assert end["filter turned round"] < end["none"] - 4
-    assert rows["D dropped"][2]["kept_data"] is None
-    first_of_second = [100 * rows[name][5]["reward"] for name in ("stale reward", "none")]
-    assert first_of_second[0] < first_of_second[1] - 0.5
-    letter = {name: letter for letter, name in bug_hunt.LETTERS.items()}["chosen on test"]
-    log = (tmp_path / "hunt" / letter / "metrics.jsonl").read_text().splitlines()
-    scores = {event["score"] for event in map(json.loads, log) if event["event"] == "train"}
-    assert rows["chosen on test"][-1]["reward"] in scores
+plain_pairs = InMemory.pairs
 
+
+def run_with(bug, monkeypatch):
+    """Two Grows of ReST in memory with a bug in them -> rows, D_g's, and D_eval's scores."""
+    D_gs, scores, run, task = [], [], InMemory(), some_task()
+    known = {}  # in memory, a run knows the step before alone
+    settings = Settings(grow=2, improve=(1,), samples=3, updates=4, evaluate_every=2, seed=3)
+    with in_place((bug.function,), bug_hunt.buggy(bug)):
+        held_out = rest.mean_reward
+        monkeypatch.setattr(rest, "mean_reward",
+                            lambda *args: scores.append(held_out(*args)) or scores[-1])
+        monkeypatch.setattr(InMemory, "pairs", lambda self, name: known.setdefault(
+            name, plain_pairs(self, name)))
+        rows = []
+        for row, _, D_g in rest.rest(some_bc(), task, settings, run):
+            rows.append(row)
+            D_gs.append(D_g)
+    return rows, D_gs, scores
+
+
+def test_each_bug_does_what_its_name_says(monkeypatch):
+    done = {}
+    for name, bug in bug_hunt.BUGS.items():
+        with monkeypatch.context() as patch:
+            done[name] = run_with(bug, patch)
+    D_gs, settings = done["none"][1], Settings()
+    assert D_gs[1].human.any() and not done["D dropped"][1][1].human.any()
+    stale = done["stale reward"][1]
+    assert np.array_equal(stale[2].reward, stale[0].reward)
+    assert not np.array_equal(D_gs[2].reward, D_gs[0].reward)
+    with in_place(("rest.above",), bug_hunt.buggy(bug_hunt.BUGS["filter turned round"])):
+        turned, tau = rest.select(D_gs[1], settings, 1)
+    assert D_gs[1].reward[turned].max() < tau
+    same = {name: all(row["reward"] in scores for row in rows)
+            for name, (rows, _, scores) in done.items()}
+    assert same["chosen on test"] and not same["none"]
+
+
+@pytest.mark.slow
+def test_the_hacked_reward_is_hacked_and_its_key_mends_it(tmp_path):
     exercise = exercises()["reward-hacking"]
     exercise.run(tmp_path / "reward-hacking", exercise.solution())
     rows = json.loads((tmp_path / "reward-hacking" / "before" / "results.json").read_text())["rows"]

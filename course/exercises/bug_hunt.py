@@ -3,8 +3,8 @@
 Nothing fails, no warning is printed. A bug is an edit of the project's source, put in its place for
 one run.
 
-    python -m course.exercises.bug_hunt A FOLDER            # goes on from a run whose BC is done
-    python -m course.exercises.bug_hunt A FOLDER --show 3   # pairs, as the run's own filter chose
+    python -m course.exercises.bug_hunt A FOLDER --resume    # goes on from a run whose BC is done
+    python -m course.exercises.bug_hunt A FOLDER --show 3    # pairs, as the run's own filter chose
 """
 
 import hashlib
@@ -69,13 +69,13 @@ def run_one(letter, folder, *flags):
     import train_toy
     bug = BUGS[LETTERS[letter]]
     with in_place((bug.function,), buggy(bug)):
-        train_toy.main([*FLAGS, "--out", str(folder), *(flags or ["--resume"])])
+        train_toy.main([*FLAGS, "--out", str(folder), *flags])
 
 
-def run_all(folder, answer=""):
-    """The five runs, in folder/A to folder/E, from one BC policy."""
+def run_all(folder, answer="", flags=()):
+    """The five runs, in folder/A to folder/E, from one BC policy. flags: of train_toy.py, more."""
     root, base = Path(__file__).parents[2], folder / "start"
-    train = [sys.executable, root / "train_toy.py", *FLAGS, "--out", base, "--resume",
+    train = [sys.executable, root / "train_toy.py", *FLAGS, *flags, "--out", base, "--resume",
              "--stop-after", "evaluate-bc"]
     subprocess.run(train, check=True, cwd=root, env=os.environ | {"OMP_NUM_THREADS": "1"},
                    stdout=subprocess.DEVNULL)
@@ -84,8 +84,9 @@ def run_all(folder, answer=""):
         if not (folder / letter / "results.json").exists():
             shutil.copytree(base, folder / letter, dirs_exist_ok=True)
             with open(folder / f"{letter}.txt", "w", encoding="utf-8") as file:
-                subprocess.run([sys.executable, "-m", __name__, letter, folder / letter], cwd=root,
-                               check=True, stdout=file, stderr=subprocess.STDOUT)
+                subprocess.run([sys.executable, "-m", __name__, letter, folder / letter, *flags,
+                                "--resume"], cwd=root, check=True, stdout=file,
+                               stderr=subprocess.STDOUT)
         print(f"run {letter}: {os.path.relpath(folder / letter)}.txt has its table", flush=True)
     print("Look, then fill in the answers, and: python -m course check bug-hunt")
 
