@@ -248,13 +248,12 @@ def run_with(bug, monkeypatch):
     D_gs, scores, run, task = [], [], InMemory(), some_task()
     known = {}  # in memory, a run knows the step before alone
     settings = Settings(grow=2, improve=(1,), samples=3, updates=4, evaluate_every=2, seed=3)
-    with in_place((bug.function,), bug_hunt.buggy(bug)):
-        held_out = rest.mean_reward
-        monkeypatch.setattr(rest, "mean_reward",
-                            lambda *args: scores.append(held_out(*args)) or scores[-1])
-        monkeypatch.setattr(InMemory, "pairs", lambda self, name: known.setdefault(
+    with in_place((bug.function,), bug_hunt.buggy(bug)), monkeypatch.context() as patch:
+        held_out, rows = rest.mean_reward, []
+        patch.setattr(rest, "mean_reward",
+                      lambda *args: scores.append(held_out(*args)) or scores[-1])
+        patch.setattr(InMemory, "pairs", lambda self, name: known.setdefault(
             name, plain_pairs(self, name)))
-        rows = []
         for row, _, D_g in rest.rest(some_bc(), task, settings, run):
             rows.append(row)
             D_gs.append(D_g)
@@ -262,10 +261,7 @@ def run_with(bug, monkeypatch):
 
 
 def test_each_bug_does_what_its_name_says(monkeypatch):
-    done = {}
-    for name, bug in bug_hunt.BUGS.items():
-        with monkeypatch.context() as patch:
-            done[name] = run_with(bug, patch)
+    done = {name: run_with(bug, monkeypatch) for name, bug in bug_hunt.BUGS.items()}
     D_gs, settings = done["none"][1], Settings()
     assert D_gs[1].human.any() and not done["D dropped"][1][1].human.any()
     stale = done["stale reward"][1]
