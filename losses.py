@@ -55,9 +55,9 @@ class PPOSettings:
 def bc(logits, targets, label_smoothing=0.0):
     """Behaviour cloning, the paper's L_NLL:  -Σ_t log π_θ(y_t | y_<t, x).
 
-    logits (B, T, V), at t of the target at t; targets (B, T) with 0 as padding -> sum over the
-    tokens, a scalar. With label smoothing ε the target is (1 - ε) on y_t plus ε spread evenly over
-    the vocabulary.
+    logits (B, T, V), those at t predict targets[:, t]; targets (B, T) with 0 as padding -> sum over
+    the tokens, a scalar. With label smoothing ε the target is (1 - ε) on y_t plus ε spread evenly
+    over the vocabulary.
     """
     logprobs = logits.log_softmax(-1)
     loss = -logprobs.gather(-1, targets[..., None])[..., 0]  # (B, T)

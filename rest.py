@@ -131,7 +131,7 @@ def quantile(source, reward, q):
 
 
 def percentile(source, reward, p):
-    """-> τ(x) (n,), a pair's line: the percentile p in [0, 100] of its source's rewards (A.7)."""
+    """τ(x) (n,): for each pair the percentile p in [0, 100] of its source's rewards (A.7)."""
     _, of, counts = np.unique(source, return_inverse=True, return_counts=True)
     ordered = reward[np.lexsort((reward, source))].astype(np.float64)
     last = counts.cumsum() - 1
@@ -142,7 +142,7 @@ def percentile(source, reward, p):
 
 
 def gamma(source, reward, weight):
-    """-> τ(x) (n,): γ max + (1 - γ) mean of its own source's rewards, γ = weight, rising (A.7)."""
+    """τ(x) (n,): γ max + (1 - γ) mean of each pair's source, γ = weight, which rises (A.7)."""
     _, of, counts = np.unique(source, return_inverse=True, return_counts=True)
     best, mean = np.full(len(counts), -np.inf), np.bincount(of, reward) / counts
     np.maximum.at(best, of, reward)

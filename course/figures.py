@@ -2,8 +2,9 @@
 
     python -m course figures        # course/figures/; two minutes the first time, for a run to draw
 
-The loop, the language, Table 1 and D_g come from one run of the demo (seed 0), which is made if
-it is not there; the others from what the experiments measured (experiments/results/).
+What is of one run (Table 1, D_g, pairs, the Improves, best of N) is drawn from a run of the demo,
+seed 0, which is made if it is not there; the rest from what the experiments measured
+(experiments/results/).
 """
 
 import json
@@ -90,7 +91,7 @@ def loop():
 
 def table_1(results):
     """The rows of a run, reward and oracle, as the paper's Table 1."""
-    rows = [row for row in results["rows"]]
+    rows = results["rows"]
     picture, (ax,) = panels("table_1", 1, 9, 0.42 * len(rows) + 1.2)
     cells = [[label(row), f"{100 * row['reward']:.1f}", f"{100 * row['oracle']:.1f}",
               "" if row["kept_samples"] is None or row["name"] == "PPO"
@@ -128,7 +129,7 @@ def pairs(run, count=4):
     write(ax, 0, ["source", "", *problem.text(source).split()], GREY)
     write(ax, 1, ["right", "", *problem.text(problem.answer(source)).split()], "black")
     for line, k in enumerate(shown, 2):
-        line += line - 2 >= count
+        line += line - 2 >= count  # what is dropped stands a line lower
         write(ax, line, ["human" if D_g.human[k] else "sample", f"{100 * D_g.reward[k]:.0f}"], GREY)
         words, right = problem.text(D_g.target(k)).split(), problem.right(source, D_g.target(k))
         for column, (word, good) in enumerate(zip(words, right), 2):

@@ -5,8 +5,8 @@
 A source is a row of digits; its translation, each digit's letter, the last one first. People write
 it down with a habit: they mistake some digits more often than not. A policy is cloned from them
 (BC), and then improved by Algorithm 1 of arXiv:2308.08998: Grow samples outputs and scores them,
-Improve trains on what scores above a threshold τ, which rises. The reward here
-is a noisy rater's. The project around this file has a learned one, and what else one needs.
+Improve trains on what scores above a threshold τ, which rises. The reward here is a noisy rater's;
+the project around this file has a learned one, and what else one needs.
 """
 
 import torch
@@ -70,7 +70,8 @@ class Policy(nn.Module):
         """One output for each source, (B, L)."""
         y = x.new_zeros(len(x), 0)
         for _ in range(LENGTH):
-            logprobs = self(x, torch.cat([y, y.new_zeros(len(x), 1)], 1))[:, -1]
+            room = y.new_zeros(len(x), 1)  # for the letter to come, which forward does not look at
+            logprobs = self(x, torch.cat([y, room], 1))[:, -1]
             probs = (logprobs / temperature).softmax(-1)
             y = torch.cat([y, torch.multinomial(probs, 1)], 1)
         return y

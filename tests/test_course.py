@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,12 +13,15 @@ import numpy as np
 import pytest
 
 import rest
-from course import kit, pocket
+import train_toy
+from course import figures, kit, pocket
 from course.__main__ import main
 from course.exercises import ORDER, bug_hunt, exercises
 from course.kit import Exercise, Mistake, Questions, in_place
 from helpers import some_bc, some_task
+from infra.pairs import Pairs
 from infra.run import InMemory
+from infra.seeds import stream
 from rest import Settings
 
 ROOT = Path(__file__).parent.parent
@@ -241,6 +245,15 @@ def test_own_task_knows_what_cannot_be_trained_on(tmp_path):
 
 
 plain_pairs = InMemory.pairs
+
+
+def test_a_class_can_have_its_own_order_of_letters():
+    def letters(seed):
+        return subprocess.run([sys.executable, "-c", "from course.exercises import bug_hunt; "
+                               "print(bug_hunt.LETTERS)"], cwd=ROOT, text=True, check=True,
+                              env=os.environ | {"COURSE_SEED": seed}, capture_output=True).stdout
+
+    assert letters("2026") != letters("") and sorted(letters("2026")) == sorted(letters(""))
 
 
 def run_with(bug, monkeypatch):

@@ -57,7 +57,7 @@ LETTERS = dict(zip("ABCDE", sorted(
 
 
 def buggy(bug):
-    """What the function with the bug in it is, for `in_place`."""
+    """The function with the bug in it, by name, for `in_place`."""
     text = imports((bug.function,)) + "\nfrom dataclasses import replace\n" + source(bug.function)
     if bug.old and text.count(bug.old) != 1:
         raise ValueError(f"{bug.function} does not have {bug.old!r} once")
@@ -72,10 +72,10 @@ def run_one(letter, folder, *flags):
         train_toy.main([*FLAGS, "--out", str(folder), *flags])
 
 
-def run_all(folder, answer="", flags=()):
-    """The five runs, in folder/A to folder/E, from one BC policy. flags: of train_toy.py, more."""
+def run_all(folder, answer=""):
+    """The five runs, in folder/A to folder/E, from one BC policy."""
     root, base = Path(__file__).parents[2], folder / "start"
-    train = [sys.executable, root / "train_toy.py", *FLAGS, *flags, "--out", base, "--resume",
+    train = [sys.executable, root / "train_toy.py", *FLAGS, "--out", base, "--resume",
              "--stop-after", "evaluate-bc"]
     subprocess.run(train, check=True, cwd=root, env=os.environ | {"OMP_NUM_THREADS": "1"},
                    stdout=subprocess.DEVNULL)
@@ -84,8 +84,8 @@ def run_all(folder, answer="", flags=()):
         if not (folder / letter / "results.json").exists():
             shutil.copytree(base, folder / letter, dirs_exist_ok=True)
             with open(folder / f"{letter}.txt", "w", encoding="utf-8") as file:
-                subprocess.run([sys.executable, "-m", __name__, letter, folder / letter, *flags,
-                                "--resume"], cwd=root, check=True, stdout=file,
+                one = [sys.executable, "-m", "course.exercises.bug_hunt", letter, folder / letter]
+                subprocess.run([*one, "--resume"], cwd=root, check=True, stdout=file,
                                stderr=subprocess.STDOUT)
         print(f"run {letter}: {os.path.relpath(folder / letter)}.txt has its table", flush=True)
     print("Look, then fill in the answers, and: python -m course check bug-hunt")

@@ -4,9 +4,10 @@ import json
 import os
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
-from course.kit import Mistake, Questions, Wrong
+from course.kit import Mistake, Questions, Wrong, load
 from infra.settings import RUN_ONLY
 
 BEFORE = ("--preset quick --best-of 1 --grow 0 --ppo-samples 24000 --ppo-rows 6 --rated-sources 20 "
@@ -18,20 +19,22 @@ FREE = {"rated_sources", "rated_temperatures", "rating_noise", "ppo_kl", "ppo_lr
 
 def run(folder, text):
     """The run that goes wrong, and, once `mend` is filled in, the mended one."""
-    answer = {}
-    exec(text, answer)
-    root = Path(__file__).parents[2]
-    for name, flags in (("before", []), ("after", answer.get("mend", "").split())):
-        out = folder / name
-        if name == "after" and not flags:
-            print("mend is empty: fill it in, and run again for the mended run")
-        elif not (out / "results.json").exists() or name == "after":
-            command = [sys.executable, root / "train_toy.py", *BEFORE, *flags, "--out", out]
-            if name == "after" and out.exists():  # another mend than before
-                os.rename(out, next(spare for k in range(1, 100)
-                                    if not (spare := folder / f"after-{k}").exists()))
-            subprocess.run(command, check=True, cwd=root,
-                           env=os.environ | {"OMP_NUM_THREADS": "1"})
+    if not (folder / "before" / "results.json").exists():
+        train(folder / "before")
+    mend = load(text, "reward_hacking.py").get("mend")
+    if not mend:
+        print("mend is empty: fill it in, and run again for the mended run")
+        return
+    if (folder / "after").exists():  # of another mend: kept under another name
+        spare = (folder / f"after-{k}" for k in range(1, 100))
+        (folder / "after").rename(next(path for path in spare if not path.exists()))
+    train(folder / "after", *mend.split())
+
+
+def train(out, *flags):
+    subprocess.run([sys.executable, "train_toy.py", *BEFORE, *flags, "--out", out.resolve()],
+                   check=True, cwd=Path(__file__).parents[2],
+                   env=os.environ | {"OMP_NUM_THREADS": "1"})
 
 
 def rows_of(answer, name):
@@ -69,7 +72,7 @@ def seen(answer):
 def mended(answer):
     if not answer.get("mend"):
         raise NotImplementedError
-    before, held = rows_of(answer, "before")
+    _, held = rows_of(answer, "before")
     after, settings = rows_of(answer, "after")
     changed = {name for name in held if settings.get(name) != held[name]} - RUN_ONLY
     if not changed:
@@ -90,6 +93,9 @@ def mended(answer):
     return {}
 
 
+FLAGS = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(FREE))
+MAY_CHANGE = textwrap.indent(textwrap.fill(f"What may be changed: {FLAGS}.", 97,
+                                           break_on_hyphens=False), "   ")
 FORM = f'''"""A reward model learns from 80 ratings, and PPO climbs its reward without looking back.
 
 1. Predict, before you run: PPO reports six rows, after 4 000, 8 000, ... 24 000 samples. In which
@@ -97,8 +103,7 @@ FORM = f'''"""A reward model learns from 80 ratings, and PPO climbs its reward w
 2. python -m course run reward-hacking        # half a minute; it prints the table
    Which row is it?
 3. Mend it: flags of train_toy.py that make the oracle rise and stay, at the same number of samples.
-   What may be changed: {', '.join('--' + name.replace('_', '-') for name in sorted(FREE)[:5])},
-   {', '.join('--' + name.replace('_', '-') for name in sorted(FREE)[5:])}.
+{MAY_CHANGE}
    Fill in `mend`, and run the command again.
 
 The run that goes wrong has {' '.join(BEFORE[-4:])}.
