@@ -22,6 +22,7 @@ from helpers import some_bc, some_task
 from infra.pairs import Pairs
 from infra.run import InMemory
 from infra.seeds import stream
+from model import EOS
 from rest import Settings
 
 ROOT = Path(__file__).parent.parent
@@ -384,6 +385,33 @@ def test_a_class_is_graded_though_some_answers_never_end(course, tmp_path, monke
     assert "loop without end" in failures["bob", "bc-loss"]
     assert failures["ada", "oac"] == oac.mistakes[0].says
     assert failures["ada", "gold"] == "not begun" and ("ada", "bc-loss") not in failures
+
+
+# ------------------------------------------------------------------------------------------ figures
+
+
+def test_every_figure_of_the_lecturers_page_comes_from_the_command(tmp_path, monkeypatch):
+    """But for those of experiments that have no results yet."""
+    pytest.importorskip("matplotlib")
+    run, problem = tmp_path / "run", train_toy.Language(train_toy.Settings())
+    sources = problem.sources(4000, stream("toy sources", 0, 0))
+    k, rng = next(i for i, x in enumerate(sources) if len(x) == 9), np.random.default_rng(0)
+    outputs = [problem.answer(sources[k])] * 8
+    outputs = [np.append(rng.permutation(y[:-1]), EOS) for y in outputs]
+    assert len({tuple(y) for y in outputs}) == 8
+    D_g = Pairs.of([k] * 8, outputs, reward=np.arange(8) / 8)
+    D_g.append_to(run / "steps" / "score-1")
+    shutil.copy(ROOT / "docs" / "results" / "toy-0" / "results.json", run)
+    monkeypatch.setattr(figures, "demo", lambda folder: run)
+    figures.draw(tmp_path / "out", tmp_path)
+    made = {path.stem for path in (tmp_path / "out").glob("*.png")}
+    assert made == {path.stem for path in (tmp_path / "out").glob("*.svg")}
+    page = (ROOT / "course" / "README.md").read_text(encoding="utf-8")
+    lectures = page[page.index("## Lecture 1") : page.index("## The lab")]
+    shown = {name for line in lectures.splitlines() if line.startswith("|")
+             for name in re.findall(r"`(\w+)`", line.split("|")[2])} - {"run"}
+    waiting = {name for name in figures.MEASURED if not (figures.RESULTS / f"{name}.json").exists()}
+    assert {"loop", "D_g", "pairs", "losses", "online_rl"} <= shown <= made | waiting
 
 
 # ----------------------------------------------------------------------------------- pocket edition
