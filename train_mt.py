@@ -5,6 +5,7 @@
     python train_mt.py --preset gpu --data DIR        # the paper's IWSLT14 size, on one GPU
     python train_mt.py --data DIR --src de --tgt en   # DIR/train.de, train.en, val.*, test.* (.gz)
     python train_mt.py translate --run runs/mt-1 < in.txt > out.txt
+    python train_mt.py evaluate --run runs/mt-1 --test new.de new.en
 
 By default the reward model learns from ratings made here: chrF++ against the reference, for samples
 of the BC policy at several temperatures and for samples corrupted on purpose; references are rated
@@ -25,8 +26,10 @@ from tqdm import tqdm
 import rest
 import reward as rm
 from infra.cli import choose_device, run_cli
-from infra.corpus import Texts, beam_lines, bleu_chrf, bleu_of, sacrebleu
+from infra.corpus import (Texts, against_references, beam_lines, bleu_chrf, bleu_of,
+                          sacrebleu)
 from infra.errors import UserError, as_user_error
+from infra.evaluate import evaluate, table_of
 from infra.measures import bc_row, best_of_n_step, mean_reward
 from infra.own_reward import own_reward
 from infra.pairs import Pairs, score
@@ -48,8 +51,10 @@ class Settings(rest.Settings, RunSettings):
     """Translation: data, sizes, BC, ratings, reward model"""
 
     # What files hold is compared when a run is gone on with, not their names.
-    data: str = setting("", "folder with train.*, val.*, test.* (default: download Multi30k)",
-                        free=True)
+    data: str = setting("", "folder with train.de and train.en, or train.tsv; val.* (or valid.*, "
+                        "dev.*); test.*, if you like (default: download Multi30k)", free=True)
+    test: tuple[str, ...] = setting((), "further test sets: files two by two, sources and "
+                                    "references, or one that ends in .tsv", free=True)
     cache: str = setting("data", "where downloads are kept", free=True)
     src: str = setting("de", "ending of the source files")
     tgt: str = setting("en", "ending of the target files")
@@ -202,7 +207,7 @@ def behaviour_cloning(task, texts, settings, run, device):
     def validation_bleu(policy):
         greedy = sample_outputs(policy, task.eval_sources, 1, 0, task.max_len, temperature=0,
                                 **settings.decoding())
-        return bleu_chrf(texts.lines(greedy.targets()), texts["val"].targets, bleu)[0]
+        return bleu.corpus_score(texts.lines(greedy.targets()), [texts["val"].targets]).score
 
     def log(event):
         run.log("train", step="bc", **event)
@@ -252,7 +257,8 @@ def train_reward_model(bc, texts, ratings, settings, run):
 
 
 def metrics(texts, task, settings):
-    """BLEU and chrF of the outputs that a row reports, and the same on validation, to choose by."""
+    """Of the outputs that a row reports: how close to the references they are; and BLEU, chrF and
+    reward on validation, to choose by."""
     bleu = bleu_of(settings)
 
     def measure(policy, sampled, greedy):
@@ -261,18 +267,13 @@ def metrics(texts, task, settings):
         validation = score(validation, task.eval_sources, task.reward)
         row = {"val_reward": mean_reward(policy, task, settings),
                "val_greedy_reward": float(validation.reward.mean())}
-        _, row["sampled_chrf"], _ = bleu_chrf(texts.lines(sampled.targets()),
-                                              texts["test"].targets, bleu)
-        for prefix, split, sources, outputs in (
-                ("", "test", task.test_sources, greedy),
-                ("val_", "val", task.eval_sources, validation)):
-            references = texts[split].targets
-            beam = beam_lines(policy, texts, sources, settings.beam)
-            row[prefix + "bleu"], row[prefix + "chrf"], row["signature"] = bleu_chrf(
-                texts.lines(outputs.targets()), references, bleu)
-            row[prefix + "beam_bleu"], row[prefix + "beam_chrf"], _ = bleu_chrf(beam, references,
-                                                                                bleu)
-        return row
+        for prefix, lines in (
+                ("val_", texts.lines(validation.targets())),
+                ("val_beam_", beam_lines(policy, texts, task.eval_sources, settings.beam))):
+            found = bleu_chrf(lines, texts["val"].targets, bleu)
+            row |= {prefix + "bleu": found["bleu"], prefix + "chrf": found["chrf"]}
+        return row | against_references(texts, texts["test"], bleu, settings.beam, policy, sampled,
+                                        greedy)
 
     return measure
 
@@ -281,9 +282,9 @@ def best_of_n(name, policy, task, texts, settings, counts):
     """Reward, BLEU and chrF of the best of N samples by reward, N in counts -> entries."""
     bleu = bleu_of(settings)
     for n, best in rest.best_of_n(policy, task, settings, counts):
-        of_best = bleu_chrf(texts.lines(best.targets()), texts["test"].targets, bleu)
-        yield {"policy": name, "n": n, "reward": float(best.reward.mean()), "bleu": of_best[0],
-               "chrf": of_best[1]}
+        found = bleu_chrf(texts.lines(best.targets()), texts["test"].targets, bleu)
+        yield {"policy": name, "n": n, "reward": float(best.reward.mean()), "bleu": found["bleu"],
+               "chrf": found["chrf"]}
 
 
 # --------------------------------------------------------------------------------------- program
@@ -297,6 +298,8 @@ def main(argv=None):
     argv = sys.argv[1:] if argv is None else argv
     if argv[:1] == ["translate"]:
         return translate(argv[1:])
+    if argv[:1] == ["evaluate"]:
+        return evaluate(argv[1:], Settings())
     settings = parse(Settings, argv, __doc__.split("\n")[0], FIRST, preset=PRESETS,
                      method=METHODS)
     bleu_of(settings)  # is everything there that the end will need?
@@ -334,9 +337,9 @@ def train(texts, settings, run, device):
     model = None if own else train_reward_model(bc, texts, ratings, settings, run)
     task.reward = own or partial(model.score, batch_tokens=settings.batch_tokens)
     task.metrics = metrics(texts, task, settings)
-    report = Report(run, ["reward", "greedy_reward", "bleu", "beam_bleu", "chrf", "val_reward",
-                          "val_bleu", "entropy", "kl_to_bc", "kept_samples", "kept_data", "samples",
-                          "seconds"],
+    report = Report(run, ["reward", "sampled_chrf", "greedy_reward", "bleu", "ter", "beam_bleu",
+                          "length", "repetition", "val_bleu", "entropy", "kl_to_bc",
+                          "kept_samples", "kept_data", "seconds"],
                     example_heads(texts), lambda policy: example_lines(policy, task, texts))
     row, policy = bc_row(bc, task, settings, run), bc
     report.add(row, policy)
@@ -351,7 +354,10 @@ def train(texts, settings, run, device):
     best = best_of_n_step(run, settings, lambda counts: [
         entry for name, policy in {"BC": bc, name: policy}.items()
         for entry in best_of_n(name, policy, task, texts, settings, counts)])
-    more = ["", row["signature"], *before_and_after({"BC": bc, last: policy}, task, texts)]
+    policies = {"BC": bc, last: policy}
+    more = [table_of(test, texts[test], policies, texts, task.reward, settings)
+            for test in texts.tests[1:]]
+    more += ["", row["signature"], *before_and_after(policies, task, texts)]
     finish(run, "mt", report, best, policy, model, lambda i: texts["train"].sources[i], texts.text,
            "\n".join(more))
 

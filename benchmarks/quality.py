@@ -80,7 +80,7 @@ def joeynmt(out, data, tokenizer, smoothing, minutes):
         outputs = [tokenizer.decode([int(i) for i in line.split() if i.isdecimal()])
                    for line in read_lines(file)]
         found.append((file.stat().st_mtime - begin,
-                      bleu_chrf(outputs, corpora["val"].targets, bleu)[0]))
+                      bleu_chrf(outputs, corpora["val"].targets, bleu)["bleu"]))
     return sorted(found)
 
 

@@ -2,7 +2,7 @@
 
     texts = Texts(settings, run)                       # reads, trains or loads the tokenizer
     ids = texts.ids(texts["train"].sources); lines = texts.lines(ids)
-    bleu, chrf, signature = bleu_chrf(lines, references)
+    row = quality(lines, references, bleu_of(settings))         # BLEU, chrF, TER, ...
 """
 
 import importlib
@@ -15,7 +15,8 @@ from infra.beam import beam_search
 from infra.errors import UserError
 from infra.processes import all_gather, on_main, shard
 from infra.run import hash_of
-from infra.text import Tokenizer, download_multi30k, read_parallel
+from infra.text import (Tokenizer, download_multi30k, find_parallel, read_parallel,
+                        read_test_sets)
 from model import EOS
 
 
@@ -42,19 +43,29 @@ class Codec:
 
 
 class Texts(Codec):
-    """A parallel corpus and its tokenizer."""
+    """A parallel corpus and its tokenizer. `texts["val"]` is a split, or what --test names.
+
+    tests: the names of all test sets, "test" first.
+    """
 
     def __init__(self, settings, run):
         folder = settings.data or on_main(lambda: download_multi30k(Path(settings.cache)))
-        self.corpora = {split: read_parallel(folder, split, settings.src, settings.tgt)
-                        for split in ("train", "val", "test")}
-        for split, corpus in self.corpora.items():
+        languages = settings.src, settings.tgt
+        splits = ["train", "val"] + ["test"] * bool(find_parallel(folder, "test", *languages))
+        self.corpora = {split: read_parallel(folder, split, *languages) for split in splits}
+        self.corpora |= read_test_sets(settings.test)
+        for name, corpus in self.corpora.items():
             if corpus.dropped:
-                run.warn(f"{split}: {corpus.dropped} pairs with a blank side are dropped")
+                run.warn(f"{name}: {corpus.dropped} pairs with a blank side are dropped")
             if settings.limit:
                 del corpus.sources[settings.limit :], corpus.targets[settings.limit :]
-        run.bind(**{split: hash_of(corpus.sources, corpus.targets)
-                    for split, corpus in self.corpora.items()})
+        if "test" not in splits:
+            self.corpora["test"] = self["val"]
+            run.warn(f"{folder} has no test set: what is reported is of validation, by which "
+                     "checkpoints are chosen")
+        self.tests = ["test", *(name for name in self.corpora if name not in (*splits, "test"))]
+        run.bind(**{split: hash_of(self[split].sources, self[split].targets)
+                    for split in ("train", "val", "test")})
         path, train = run.folder / "tokenizer.json", self["train"]
         on_main(lambda: path.exists() or Tokenizer.train(
             train.sources + train.targets, settings.vocab_size).save(path))
@@ -78,9 +89,9 @@ class Texts(Codec):
             run.warn(f"train: {len(train.sources) - len(pairs)} pairs of {self.max_len} tokens or "
                      "more dropped")
         train.sources, train.targets = map(list, zip(*pairs))
-        for split in ("val", "test"):
-            if cut := sum(map(self.too_long, self[split].sources)):
-                run.warn(f"{split}: {cut} sources cut at {self.max_len} tokens")
+        for name in ("val", *self.tests):
+            if cut := sum(map(self.too_long, self[name].sources)):
+                run.warn(f"{name}: {cut} sources cut at {self.max_len} tokens")
 
 
 def sacrebleu():
@@ -105,11 +116,43 @@ def bleu_of(settings):
 
 
 def bleu_chrf(outputs, references, bleu):
-    """Corpus BLEU and chrF, 0 to 100, and the signatures that say how they were computed."""
+    """Corpus BLEU and chrF, in points of 100, and the signatures that say how they were computed.
+    """
     chrf = sacrebleu().CHRF()
-    return (bleu.corpus_score(outputs, [references]).score,
-            chrf.corpus_score(outputs, [references]).score,
-            f"BLEU {bleu.get_signature()}, chrF {chrf.get_signature()}")
+    return {"bleu": bleu.corpus_score(outputs, [references]).score,
+            "chrf": chrf.corpus_score(outputs, [references]).score,
+            "signature": f"BLEU {bleu.get_signature()}, chrF {chrf.get_signature()}"}
+
+
+def quality(outputs, references, bleu):
+    """What is measured of translations, no part of which is a reward's own business:
+
+    BLEU and chrF; TER, the edits that would make the reference of an output, in % of its words;
+    length, the outputs' words / the references'; repetition, the share of an output's 4-grams that
+    it has had before (Welleck et al. 2020), in %.
+    """
+    ter = sacrebleu().TER()
+    measured = bleu_chrf(outputs, references, bleu)
+    grams = [list(zip(*(words[k:] for k in range(4)))) for words in map(str.split, outputs)]
+    repeated = sum(len(g) - len(set(g)) for g in grams) / max(1, sum(map(len, grams)))
+    return measured | {
+        "ter": ter.corpus_score(outputs, [references]).score,
+        "length": sum(len(y.split()) for y in outputs) / sum(len(y.split()) for y in references),
+        "repetition": 100 * repeated,
+        "signature": f"{measured['signature']}, TER {ter.get_signature()}"}
+
+
+def against_references(texts, corpus, bleu, beam, policy, sampled, greedy):
+    """`quality` of a policy's outputs (two Pairs) for a corpus, and of its beam search, as a row.
+
+    Keys without a prefix are greedy's; `sampled_` and `beam_` are the others'.
+    """
+    sources = texts.ids(corpus.sources)
+    outputs = {"": texts.lines(greedy.targets()), "sampled_": texts.lines(sampled.targets()),
+               "beam_": beam_lines(policy, texts, sources, beam)}
+    row = {prefix + key: value for prefix, lines in outputs.items()
+           for key, value in quality(lines, corpus.targets, bleu).items()}
+    return {key: value for key, value in row.items() if not key.endswith("_signature")}
 
 
 def beam_lines(policy, texts, sources, beam):

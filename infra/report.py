@@ -23,8 +23,11 @@ COLUMNS = {
     "pass_at_8": ("reward pass@8", "{:.1f}", 100),
     "oracle": ("oracle sampled", "{:.1f}", 100), "greedy_oracle": ("oracle greedy", "{:.1f}", 100),
     "bleu": ("BLEU greedy", "{:.1f}", 1), "beam_bleu": ("BLEU beam", "{:.1f}", 1),
-    "chrf": ("chrF greedy", "{:.1f}", 1), "val_bleu": ("val. BLEU", "{:.1f}", 1),
-    "val_reward": ("val. reward", "{:.1f}", 100), "sampled_chrf": ("chrF sampled", "{:.1f}", 1),
+    "chrf": ("chrF greedy", "{:.1f}", 1), "ter": ("TER greedy", "{:.1f}", 1),
+    "length": ("length greedy", "{:.2f}", 1), "repetition": ("repeated greedy", "{:.1f}%", 1),
+    "sampled_bleu": ("BLEU sampled", "{:.1f}", 1), "sampled_chrf": ("chrF sampled", "{:.1f}", 1),
+    "beam_chrf": ("chrF beam", "{:.1f}", 1),
+    "val_bleu": ("val. BLEU", "{:.1f}", 1), "val_reward": ("val. reward", "{:.1f}", 100),
     "entropy": ("entropy", "{:.2f}", 1), "kl_to_bc": ("KL to BC", "{:.2f}", 1),
     "kept_samples": ("samples kept", "{:.0f}%", 100), "kept_data": ("D kept", "{:.0f}%", 100),
     "samples": ("samples drawn", "{:d}", 1), "distinct_samples": ("samples distinct", "{:d}", 1),
@@ -32,29 +35,12 @@ COLUMNS = {
 }
 
 
-class Report:
-    """Collects the rows of a run, and prints each as it comes; what becomes of a few test sources
-    goes to samples.txt, and is printed at the end."""
+class Table:
+    """Rows of results as text."""
 
-    def __init__(self, run, columns, examples, show, note=""):
-        """columns: keys of COLUMNS; examples: for each of these sources, lines that say what it is;
-        show(policy) -> a line for each; note: to be printed under the table."""
-        self.run, self.columns, self.examples, self.show = run, columns, examples, show
-        self.note, self.rows = note, []
-
-    def add(self, row, policy):
-        self.rows.append(row)
-        checks.check_reward_hacking(self.rows, self.run)
-        if len(self.rows) == 1:
-            print("\n" + self.head())
-        print(self.line(row), flush=True)
-        for lines, line in zip(self.examples, self.show(policy)):
-            lines.append(f"{label(row):12}{line}")
-        self.run.save_text("samples.txt", self.examples_text())
-
-    def examples_text(self):
-        """Each example, and what each policy made of it."""
-        return "\n\n".join("\n".join(lines) for lines in self.examples) + "\n"
+    def __init__(self, columns, rows=(), note=""):
+        """columns: keys of COLUMNS; note: to be printed under the table."""
+        self.columns, self.rows, self.note = columns, list(rows), note
 
     def head(self):
         """Two lines: a title's last word stands below the others."""
@@ -95,6 +81,31 @@ class Report:
 
     def __str__(self):
         return "\n".join(["", self.head(), *map(self.line, self.rows), *self.notes()])
+
+
+class Report(Table):
+    """Collects the rows of a run, and prints each as it comes; what becomes of a few test sources
+    goes to samples.txt, and is printed at the end."""
+
+    def __init__(self, run, columns, examples, show, note=""):
+        """examples: for each of these sources, lines that say what it is; show(policy) -> a line
+        for each."""
+        super().__init__(columns, note=note)
+        self.run, self.examples, self.show = run, examples, show
+
+    def add(self, row, policy):
+        self.rows.append(row)
+        checks.check_reward_hacking(self.rows, self.run)
+        if len(self.rows) == 1:
+            print("\n" + self.head())
+        print(self.line(row), flush=True)
+        for lines, line in zip(self.examples, self.show(policy)):
+            lines.append(f"{label(row):12}{line}")
+        self.run.save_text("samples.txt", self.examples_text())
+
+    def examples_text(self):
+        """Each example, and what each policy made of it."""
+        return "\n\n".join("\n".join(lines) for lines in self.examples) + "\n"
 
 
 def label(row):
@@ -197,8 +208,8 @@ def chosen(reward, kept, group, count):
 
 
 MEASURES = {"toy": ["reward", "greedy_reward", "oracle", "greedy_oracle", "entropy"],
-            "mt": ["reward", "sampled_chrf", "bleu", "beam_bleu", "chrf", "val_reward",
-                   "val_bleu"]}
+            "mt": ["reward", "sampled_bleu", "sampled_chrf", "bleu", "ter", "beam_bleu", "chrf",
+                   "val_reward", "val_bleu"]}
 
 
 def over_runs(folders):
@@ -213,8 +224,9 @@ def over_runs(folders):
     tasks = sorted({run["task"] for run in runs})
     if len(tasks) > 1:
         raise UserError(f"runs of {' and '.join(tasks)} have no common table")
-    columns = MEASURES.get(tasks[0], ["reward", "greedy_reward"])
     rows = [{label(row): row for row in run["rows"]} for run in runs]
+    columns = [key for key in MEASURES.get(tasks[0], ["reward", "greedy_reward"])
+               if any(key in row for run in runs for row in run["rows"])]
     names = list(dict.fromkeys(name for run in rows for name in run))
     above = [name for name in names if name != "BC"]
     lines = [f"{len(runs)} runs: mean (smallest..largest)", *over_table(names, columns, rows)]

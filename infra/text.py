@@ -21,6 +21,7 @@ import hashlib
 import heapq
 import json
 import math
+import os
 import re
 import zlib
 from collections import Counter, defaultdict
@@ -237,21 +238,67 @@ class Corpus:
     dropped: int = 0  # pairs left out because one side was blank
 
 
-def read_parallel(folder, split, src, tgt):
-    """Read folder/split.src and folder/split.tgt (or these with .gz), line n beside line n.
+OTHER_NAMES = {"val": ("valid", "dev")}  # of a split
 
-    `src` and `tgt` are file endings such as "de" and "en". Returns a Corpus. UserError if a file
-    cannot be read, if the two differ in length, or if no pair has text on both sides.
+
+def read_parallel(folder, split, src, tgt):
+    """Read a split of a parallel corpus -> Corpus.
+
+    `src` and `tgt` are file endings such as "de" and "en". UserError as for `read_pairs`, or if the
+    folder has no such split.
     """
-    paths = [Path(folder) / f"{split}.{language}" for language in (src, tgt)]
-    sources, targets = map(read_lines, paths)
-    if len(sources) != len(targets):
-        raise UserError(f"{paths[0]} has {len(sources)} lines but {paths[1]} has {len(targets)}; "
-                        "line n of one must translate line n of the other")
+    files = find_parallel(folder, split, src, tgt)
+    return read_pairs(files or [Path(folder) / f"{split}.{language}" for language in (src, tgt)])
+
+
+def find_parallel(folder, split, src, tgt):
+    """The files of a split, as `read_pairs` takes them: [split.src, split.tgt], or [split.tsv].
+
+    Each may end in .gz; a validation set may be named valid or dev. [] if there is neither.
+    """
+    for name in (split, *OTHER_NAMES.get(split, ())):
+        for endings in ((src, tgt), ("tsv",)):
+            files = [Path(folder) / f"{name}.{ending}" for ending in endings]
+            if any(os.path.exists(f"{file}{packed}") for file in files for packed in ("", ".gz")):
+                return files
+    return []
+
+
+def read_pairs(files):
+    """Sentence pairs of two files, line n beside line n, or of one, tab between the two -> Corpus.
+
+    UserError if a file cannot be read, if the two differ in length, if a line of the one has not
+    one tab, or if no pair has text on both sides.
+    """
+    if len(files) == 1:
+        rows = [line.split("\t") for line in read_lines(files[0])]
+        wrong = [n for n, row in enumerate(rows, 1) if len(row) != 2]
+        if wrong:
+            raise UserError(f"{files[0]}, line {wrong[0]}: {len(rows[wrong[0] - 1])} columns, not "
+                            "two; each line must be a source, a tab, and its translation")
+        sources, targets = zip(*rows)
+    else:
+        sources, targets = map(read_lines, files)
+        if len(sources) != len(targets):
+            raise UserError(f"{files[0]} has {len(sources)} lines but {files[1]} has "
+                            f"{len(targets)}; line n of one must translate line n of the other")
     kept = [pair for pair in zip(sources, targets) if pair[0].strip() and pair[1].strip()]
     if not kept:
-        raise UserError(f"{paths[0]} and {paths[1]}: no line has text on both sides")
+        raise UserError(f"{' and '.join(map(str, files))}: no line has text on both sides")
     return Corpus([s for s, _ in kept], [t for _, t in kept], dropped=len(sources) - len(kept))
+
+
+def read_test_sets(files):
+    """What --test names, files two by two or alone if they end in .tsv -> {name: Corpus}."""
+    found, left = {}, list(files)
+    while left:
+        n = 1 if left[0].removesuffix(".gz").endswith(".tsv") else 2
+        if len(left) < n:
+            raise UserError(f"--test {left[0]}: where is its translation? Give the files two by "
+                            "two, source and reference, or one that ends in .tsv")
+        found[left[0]] = read_pairs([Path(file) for file in left[:n]])
+        del left[:n]
+    return found
 
 
 def read_ratings(path, lower_is_better=False):

@@ -25,11 +25,7 @@ def translate(argv):
     """Translate standard input to standard output, line by line as the lines come."""
     args = parsed(argv)
     folder, device = Path(args.run), choose_device(args.device)
-    policy = load_model(folder / "policy.pt", Transformer, device)
-    texts = Codec(Tokenizer.load(folder / "tokenizer.json"), policy.config.max_len)
-    if texts.tokenizer.vocab_size != policy.config.vocab_size:
-        raise UserError(f"{folder}: tokenizer.json has {texts.tokenizer.vocab_size} entries, "
-                        f"policy.pt {policy.config.vocab_size}: they are of different runs")
+    policy, texts = load_run(folder, device)
     if args.beam >= policy.config.vocab_size - EOS:
         raise UserError(f"--beam {args.beam} is wider than the vocabulary")
     reward = None
@@ -114,6 +110,16 @@ def chunks_of_stdin():
             number += len(lines)
     if left:
         yield number, decode_lines(left, "standard input", number)
+
+
+def load_run(folder, device):
+    """The policy of a finished run, and its tokenizer as a Codec."""
+    policy = load_model(folder / "policy.pt", Transformer, device)
+    texts = Codec(Tokenizer.load(folder / "tokenizer.json"), policy.config.max_len)
+    if texts.tokenizer.vocab_size != policy.config.vocab_size:
+        raise UserError(f"{folder}: tokenizer.json has {texts.tokenizer.vocab_size} entries, "
+                        f"policy.pt {policy.config.vocab_size}: they are of different runs")
+    return policy, texts
 
 
 def reward_of(folder, policy, texts, device):

@@ -16,7 +16,8 @@ import tiktoken
 
 import infra.text
 from infra.errors import UserError
-from infra.text import SPLIT, Tokenizer, decode_lines, read_lines, read_parallel, read_ratings
+from infra.text import (SPLIT, Tokenizer, decode_lines, read_lines, read_parallel, read_ratings,
+                        read_test_sets)
 
 TEXT = [  # enough repetition for a few hundred merges
     "Zwei junge weiße Männer sind im Freien in der Nähe vieler Büsche.",
@@ -291,6 +292,32 @@ def test_parallel_mismatch(tmp_path):
         read_parallel(tmp_path, "val", "de", "en")
     with pytest.raises(UserError, match=r"val\.fr: no such file"):
         read_parallel(tmp_path, "val", "de", "fr")
+
+
+def test_parallel_in_one_file(tmp_path):
+    (tmp_path / "valid.tsv").write_text("eins\tone\n\tx\ndrei\tthree\n")
+    for split in ("val", "valid"):
+        corpus = read_parallel(tmp_path, split, "de", "en")
+        assert corpus == infra.text.Corpus(["eins", "drei"], ["one", "three"], dropped=1)
+    (tmp_path / "dev.de").write_text("zwei\n")
+    (tmp_path / "dev.en").write_text("two\n")
+    assert read_parallel(tmp_path, "dev", "de", "en").sources == ["zwei"]
+    (tmp_path / "valid.tsv").write_text("eins\tone\nzwei two\n")
+    with pytest.raises(UserError, match=r"valid\.tsv, line 2: 1 columns, not two"):
+        read_parallel(tmp_path, "val", "de", "en")
+
+
+def test_test_sets(tmp_path):
+    (tmp_path / "a.tsv.gz").write_bytes(gzip.compress(b"eins\tone\n"))
+    for name, text in (("b.de", "zwei\n"), ("b.en", "two\n")):
+        (tmp_path / name).write_text(text)
+    a, b, c = (str(tmp_path / name) for name in ("a.tsv.gz", "b.de", "b.en"))
+    for files in ([a, b, c], [b, c, a]):
+        found = read_test_sets(files)
+        assert found[a].targets == ["one"] and found[b].targets == ["two"] and len(found) == 2
+    assert read_test_sets([]) == {}
+    with pytest.raises(UserError, match="where is its translation"):
+        read_test_sets([a, b])
 
 
 # ------------------------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ import pytest
 import torch
 
 import infra.corpus
+import infra.evaluate
 import infra.text
 import infra.translate
 import rest
@@ -27,7 +28,7 @@ import reward as rm
 import train_mt
 from infra import figures
 from infra.cli import run_cli
-from infra.corpus import Codec, bleu_chrf, bleu_of
+from infra.corpus import Codec, bleu_chrf, bleu_of, quality
 from infra.pairs import Pairs
 from infra.sampling import sample_outputs
 from infra.seeds import seed_of
@@ -676,10 +677,21 @@ def test_a_few_ratings_are_enough_to_split():
 
 def test_bleu_and_chrf():
     lines, bleu_en = invented(20, 0)[1], bleu_of(Settings())
-    bleu, chrf, signature = bleu_chrf(lines, lines, bleu_en)
-    assert bleu == pytest.approx(100) and chrf == pytest.approx(100)
-    assert all(x in signature for x in ("tok:13a", "case:mixed", sacrebleu.__version__))
-    assert bleu_chrf([""] * 20, lines, bleu_en)[:2] == (0, 0)
+    found = bleu_chrf(lines, lines, bleu_en)
+    assert found["bleu"] == pytest.approx(100) and found["chrf"] == pytest.approx(100)
+    assert all(x in found["signature"] for x in ("tok:13a", "case:mixed", sacrebleu.__version__))
+    found = bleu_chrf([""] * 20, lines, bleu_en)
+    assert found["bleu"] == found["chrf"] == 0
+
+
+def test_quality():
+    found = quality(["a b c d a b c d", "one two three"], ["a b c d", "one two four"],
+                    bleu_of(Settings()))
+    # four words too many and one wrong, of seven; one 4-gram of five is there already
+    assert found["ter"] == pytest.approx(100 * 5 / 7)
+    assert found["length"] == pytest.approx(11 / 7) and found["repetition"] == pytest.approx(20)
+    assert all(name in found["signature"] for name in ("BLEU", "chrF", "TER"))
+    assert quality(["", ""], ["a", "b"], bleu_of(Settings()))["repetition"] == 0
 
 
 @pytest.mark.parametrize("flags, tokenizer", [
@@ -687,8 +699,8 @@ def test_bleu_and_chrf():
     (dict(tgt="zh", bleu_tokenize="char"), "char"), (dict(bleu_tokenize="intl"), "intl")])
 def test_bleus_tokenizer_follows_the_target_language(flags, tokenizer, capfd):
     lines = ["我 爱 猫 。"]
-    bleu, _, signature = bleu_chrf(lines, lines, bleu_of(Settings(**flags)))
-    assert bleu == pytest.approx(100) and f"tok:{tokenizer}|" in signature
+    found = bleu_chrf(lines, lines, bleu_of(Settings(**flags)))
+    assert found["bleu"] == pytest.approx(100) and f"tok:{tokenizer}|" in found["signature"]
     assert capfd.readouterr().err == ""  # sacrebleu has nothing to remark
 
 
@@ -704,6 +716,108 @@ def test_a_tokenizer_that_is_not_there_is_refused_at_once(corpus, tmp_path, monk
     monkeypatch.setitem(sys.modules, "sacrebleu", None)
     assert one_line(capsys, call).endswith('this program needs sacrebleu: pip install -e ".[mt]"')
     assert not (tmp_path / "run").exists()
+
+
+# ------------------------------------------------------------------------------------- test sets
+
+
+def evaluated(capsys, *flags):
+    """What `evaluate` prints."""
+    capsys.readouterr()
+    train_mt.main(["evaluate", "--device", "cpu", *map(str, flags)])
+    return capsys.readouterr().out
+
+
+def numbers(table, name):
+    """The numbers of a row, by the keys of evaluate's columns."""
+    line = next(line for line in table.split("\n") if line.startswith(name))
+    cells = line.removeprefix(name).replace("%", "").split()
+    return dict(zip(infra.evaluate.COLUMNS, map(float, cells)))
+
+
+def test_evaluate_finds_what_training_found(finished, corpus, capsys):
+    out = evaluated(capsys, "--run", finished, "--all", "--test", corpus / "test.xx",
+                    corpus / "test.yy")
+    assert f"{corpus / 'test.xx'}, 24 sentences" in out
+    rows = results(finished)["rows"]
+    for row, name in zip(rows, ["BC", "ReST (1,0)", "ReST (1,1)", "ReST (1,2)", "PPO"]):
+        found = numbers(out, name)
+        assert len(found) == len(infra.evaluate.COLUMNS)
+        for key, value in found.items():
+            scale, digits = (100, 1) if "reward" in key else (
+                (1, 2) if key in ("length", "entropy", "kl_to_bc") else (1, 1))
+            assert value == round(scale * row[key], digits), (name, key)
+    assert [line.split("  ")[0] for line in evaluated(
+        capsys, "--run", finished, "--test", corpus / "test.xx", corpus / "test.yy"
+        ).splitlines()[4:]] == ["BC", "ReST (1,2)", "PPO"]
+
+
+def test_further_test_sets_in_training(finished, corpus, tmp_path, capsys, no_figures):
+    """The run says of them what `evaluate` says of them."""
+    pairs = zip(*((corpus / f"val.{x}").read_text(encoding="utf-8").splitlines()
+                  for x in ("xx", "yy")))
+    tsv = tmp_path / "new.tsv"
+    tsv.write_text("".join(f"{x}\t{y}\n" for x, y in pairs), encoding="utf-8")
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    again = ["--resume", "--test", str(tsv), str(corpus / "test.xx"), str(corpus / "test.yy")]
+    main(folder, corpus, *again)
+    out = capsys.readouterr().out
+    said = evaluated(capsys, "--run", folder, "--test", *again[2:])
+    for name in ("BC", "ReST (1,2)"):
+        for table in map(said.index, (f"{tsv}, 24", f"{corpus / 'test.xx'}, 24")):
+            line = next(x for x in said[table:].split("\n") if x.startswith(name))
+            assert line in out
+
+
+@pytest.mark.parametrize("files, said", [
+    (["test.xx"], "where is its translation"), (["test.xx", "val.zz"], "val.zz: no such file"),
+    (["test.xx", "test.yy", "val.tsv"], "val.tsv: no such file")])
+def test_test_sets_that_are_none(finished, corpus, tmp_path, capsys, files, said):
+    files = [str(corpus / file) for file in files]
+    call = lambda: train_mt.main(["evaluate", "--run", str(finished), "--test", *files])
+    assert said in one_line(capsys, call)
+    assert said in one_line(capsys, lambda: main(tmp_path / "run", corpus, "--test", *files))
+
+
+def test_evaluate_wants_all_of_a_finished_run(finished, corpus, tmp_path, capsys):
+    def error(folder):
+        return one_line(capsys, lambda: train_mt.main(
+            ["evaluate", "--run", str(folder), "--test", str(corpus / "test.xx"),
+             str(corpus / "test.yy")]))
+
+    assert "policy.pt is missing" in error(tmp_path)
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    shutil.copy(folder / "steps" / "reward.pt", folder / "steps" / "bc.pt")
+    assert "bc.pt: not weights" in error(folder)
+    (folder / "steps" / "bc.pt").unlink()
+    assert "bc.pt is missing" in error(folder)
+
+
+def test_a_corpus_in_other_files_is_the_same(finished, corpus, tmp_path, capsys):
+    """TSV, dev for val: the same texts, with which the run can be gone on with."""
+    folder, run = tmp_path / "corpus", tmp_path / "run"
+    folder.mkdir()
+    for split, name in (("train", "train"), ("val", "dev"), ("test", "test")):
+        pairs = zip(*((corpus / f"{split}.{x}").read_text(encoding="utf-8").splitlines()
+                      for x in ("xx", "yy")))
+        text = "".join(f"{x}\t{y}\n" for x, y in pairs)
+        (folder / f"{name}.tsv.gz").write_bytes(gzip.compress(text.encode()))
+    shutil.copytree(finished, run)
+    main(run, folder, "--resume")
+    assert results(run)["rows"] == results(finished)["rows"]
+
+
+def test_without_a_test_set_validation_is_reported(corpus, tmp_path, capsys, no_figures):
+    folder = copied(corpus, tmp_path / "corpus")
+    for x in ("xx", "yy"):
+        (folder / f"test.{x}").unlink()
+    main(tmp_path / "run", folder, "--grow", "0", "--no-ppo")
+    assert "has no test set" in capsys.readouterr().out + "".join(
+        e["text"] for e in events(tmp_path / "run") if e["event"] == "warning")
+    row = results(tmp_path / "run")["rows"][0]
+    assert row["bleu"] == row["val_bleu"] and row["greedy_reward"] == row["val_greedy_reward"]
 
 
 # ------------------------------------------------------------------------------ input that is wrong
