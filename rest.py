@@ -116,8 +116,10 @@ class Task:
 
 # -------------------------------------------------------------------------------------- filters
 #
-# A filter draws a line τ and keeps what lies strictly above it. One τ for all sources also chooses
-# between sources, and so favours easy ones; a τ for each source does not.
+# A filter draws a line τ and keeps what lies strictly above it. The default is Algorithm 1's, one τ
+# for all sources; but that also chooses between sources, and favours easy ones. A τ for each source
+# does not, and gains 1 to 2 points of reward more at equal shares (experiments/filters.py): where
+# sources are as unlike as sentences are, it is the better choice, and translation's.
 
 
 def above(reward, tau, inclusive=False):

@@ -267,11 +267,8 @@ def metrics(texts, task, settings):
         validation = score(validation, task.eval_sources, task.reward)
         row = {"val_reward": mean_reward(policy, task, settings),
                "val_greedy_reward": float(validation.reward.mean())}
-        for prefix, lines in (
-                ("val_", texts.lines(validation.targets())),
-                ("val_beam_", beam_lines(policy, texts, task.eval_sources, settings.beam))):
-            found = bleu_chrf(lines, texts["val"].targets, bleu)
-            row |= {prefix + "bleu": found["bleu"], prefix + "chrf": found["chrf"]}
+        found = bleu_chrf(texts.lines(validation.targets()), texts["val"].targets, bleu)
+        row |= {"val_bleu": found["bleu"], "val_chrf": found["chrf"]}
         return row | against_references(texts, texts["test"], bleu, settings.beam, policy, sampled,
                                         greedy)
 

@@ -115,7 +115,8 @@ def figure(p):
     once = Points([{**q, "level": PERCENTILES.index(q["p"])} for q in p.where(part="once").points])
     for ax, key, title in zip(axes, ("above_bc", "oracle_above_bc"), ("reward", "oracle")):
         ends = []
-        for name, colour in zip(FILTER, COLOURS):
+        shown = [name for name in FILTER if "≥" not in name]  # these two equal the strict ones
+        for name, colour in zip(shown, COLOURS):
             end = curve(ax, once.where(filter=name).whole("p"), "level", key, colour)
             ends.append((end, name, colour))
         kept = {x: np.mean([q["kept"] for q in once.points if q["p"] == x]) for x in PERCENTILES}
