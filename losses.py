@@ -128,7 +128,8 @@ def vmpo(logprobs, advantages, mask, log_eta, epsilon=0.1):
 def bvmpo(logprobs, advantages, kl, mask, log_eta, kl_weight, epsilon=0.1):
     """BVMPO:  L_VMPO + λ KL(π_behaviour ‖ π_θ), its λ = kl_weight annealed from 1 to 1e-5.
 
-    The KL is to the policy that grew D_g; the value is fitted to all of D_g, human pairs included.
+    V-MPO's own trust region, L_α, is left out: the KL takes its place. λ is annealed anew in each
+    Improve. The KL is to the policy that grew D_g; the value is fitted to all of D_g, D included.
     kl (B, T) is `kl_divergence` at each position; λ multiplies its mean over the tokens. The whole
     is multiplied by the number of tokens, so that the trainer treats it like the other losses.
     """
@@ -213,7 +214,7 @@ class GOLD(Loss):
 
 
 class OAC(Loss):
-    """offline actor-critic with the behaviour policy's value"""
+    """offline actor-critic with the value of what D_g was drawn by"""
 
     needs_value = True
 
@@ -223,7 +224,7 @@ class OAC(Loss):
 
 
 class BVMPO(Loss):
-    """V-MPO with the behaviour policy's value, and an annealed KL to that policy"""
+    """V-MPO with the value of what D_g was drawn by, and an annealed KL to the growing policy"""
 
     needs_value = True
 

@@ -4,7 +4,7 @@ The paper's model ("Attention is all you need", with layer norms moved to the fr
 small enough to read in one sitting and fast enough to draw the millions of samples that ReST needs.
 What makes sampling cheap is the shape of the problem: every row of a batch stands at the same
 target position, so nothing is padded on the left; a source is encoded once, and its N samples are
-N more queries against the same cross-attention keys, which are never copied.
+N more queries against the same cross-attention keys, of which there is one copy.
 
     model = Transformer(Config(vocab_size=4000))
     logits = model(src, tgt)                           # (B, T, V), for training
@@ -124,6 +124,7 @@ class DecoderLayer(nn.Module):
     def forward(self, x, memory, mask):
         """T positions of one target for each source, x (B, T, D)."""
         h = self.norms[0](x)
+        # no mask of the padding, which stands on the right: what comes later is never seen
         h = self.self_attention(h, self.self_attention.keys_values(h), causal=True)
         x = x + self.dropout(h)
         x = x + self.dropout(self.cross_attention(self.norms[1](x), memory, mask))

@@ -17,8 +17,8 @@ RL as a special case of them, and best-of-N.
 What is not as in the paper: τ is by default a quantile of D_g's rewards, as absolute values need a
 reward whose scale one knows; an Improve stops after `patience` evaluations without a better reward,
 or after `updates` updates (the paper: always 500 000); its loss is the mean over the tokens of what
-is kept, where J(θ) divides by all of D_g. The reward stays the same for all Grows, unless
-`task.refresh` gives a new one for each.
+is kept, where J(θ) divides by all of D_g; the first Grow begins with I = 0, by the BC loss, from
+which its other Improves go on. The learning rate falls within a Grow, and starts again in the next.
 """
 
 import copy
@@ -106,7 +106,7 @@ class Task:
     test_sources: list  # only ever reported on
     max_len: int  # longest output in tokens
     reward: Callable = None  # (sources, outputs) -> (n,) in [0, 1]
-    metrics: Callable = None  # (policy, sampled, greedy) -> dict: of test outputs, by reference
+    metrics: Callable = None  # (policy, sampled, greedy) -> dict: more for a row, by reference say
     base: tuple = None  # (policy, Training): what BC began with, and how it was trained
     refresh: Callable = None  # (policy, g) -> a new `reward` for Grow g > 1, if there is one
 
@@ -119,7 +119,7 @@ class Task:
 # A filter draws a line τ and keeps what lies strictly above it. The default is Algorithm 1's, one τ
 # for all sources; but that also chooses between sources, and favours easy ones. A τ for each source
 # does not, and gains 1 to 2 points of reward more at equal shares (experiments/filters.py): where
-# sources are as unlike as sentences are, it is the better choice, and translation's.
+# sources are as unlike as sentences are, it is the better choice, and that of `train_mt.py`.
 
 
 def above(reward, tau, inclusive=False):
@@ -201,10 +201,10 @@ def select(D_g, settings, i):
         tau, kept = float(tau), above(D_g.reward, tau, settings.inclusive)
     if settings.human_data == "whole":
         kept = kept | D_g.human
-    if settings.max_per_source:  # the first samples of a source are as good as any
+    if settings.max_per_source:  # the first kept samples of a source are as good as any
         samples = kept & ~D_g.human
         few = samples & top(D_g.source, samples.astype(float), settings.max_per_source)
-        kept = kept & D_g.human | few
+        kept = (kept & D_g.human) | few
     return kept, tau
 
 
@@ -212,7 +212,7 @@ def select(D_g, settings, i):
 
 
 def grow(policy, task, settings, g, run, earlier=()):
-    """Grow g -> (D_g = samples of the policy ∪ D, all scored once; its samples).
+    """Grow g -> (D_g = samples of the policy ∪ D, all scored once; this Grow's samples).
 
     earlier: the samples of Grows before, where they are kept too. Both steps are made part by part:
     run.parts gives those that are still to be made, run.add keeps one, run.pairs joins them all.
@@ -220,7 +220,7 @@ def grow(policy, task, settings, g, run, earlier=()):
     # { (x, y): x ~ D, y ~ π_θ(·|x) }: so many samples of each source
     chosen, parts = choose_sources(task, settings, g), []
     for k, temperature in enumerate(settings.temperature[: settings.samples]):
-        n = len(range(k, settings.samples, len(settings.temperature)))  # its share of the samples
+        n = len(range(k, settings.samples, len(settings.temperature)))  # samples k, k + K, ... of K
         size = max(1, PART // n)
         parts += [(chosen[at : at + size], n, temperature, ("grow", settings.seed, g, k, at))
                   for at in range(0, len(chosen), size)]
@@ -231,7 +231,7 @@ def grow(policy, task, settings, g, run, earlier=()):
         run.add(replace(drawn, source=index[drawn.source]))
     samples = run.pairs(f"grow-{g}")
 
-    # ∪ D; every pair is annotated with R(x, y), once
+    # ∪ D; every pair is annotated with R(x, y), once; when all are, checks look at the whole D_g
     pools = [*earlier, samples] + ([] if settings.human_data == "out" else [task.data])
     for part in run.parts(f"score-{g}", Parts(pools, settings.distinct),
                           lambda D_g: checks.log_grow(D_g, samples, select, settings, g, run)):
@@ -321,7 +321,7 @@ def rest(bc, task, settings, run=None):
         tally.add(samples, run.seconds(f"grow-{g}") + run.seconds(f"score-{g}"))
         reference = ReferenceModels(bc, behaviour=policy, value=fit_behaviour_value(
             policy, D_g, task, settings, run, g))
-        # Improve: ever stricter filters, ever lower learning rates, each from the policy before.
+        # Improve: ever stricter filters, lower learning rates, each from the policy before.
         # The first Grow begins with no filter: what Grow alone is worth, the paper's I = 0.
         for i in settings.improves(g):
             kept, tau = select(D_g, settings, i)
@@ -336,11 +336,13 @@ def improve_step(policy, D_g, kept, task, settings, reference, run, row):
     """One Improve on what is kept -> (new policy, its row). Nothing kept: the policy stays."""
     g, i = row["grow"], row["improve"]
     hp = settings.training(lr=settings.lr * settings.lr_decay**i)  # lower for each Improve
-    start, hp = {"previous": (policy, hp), "bc": (reference.bc, hp), "base": task.base}[
-        settings.start]
+    start = reference.bc if settings.start == "bc" else policy
+    if settings.start == "base":
+        start, hp = task.base
     new = copy.deepcopy(start if kept.any() else policy)
-    held_out = {"best": lambda policy: mean_reward(policy, task, settings),
-                "last": None}[settings.checkpoint]
+
+    def held_out(policy):
+        return mean_reward(policy, task, settings)
 
     saved = run.begin(f"improve-{g}-{i}")
     if saved is None:
@@ -349,7 +351,8 @@ def improve_step(policy, D_g, kept, task, settings, reference, run, row):
         if kept.any():
             loss = LOSSES[row["loss"]](settings, new, reference)
             done = improve(new, D_g, task.sources, settings, hp,
-                           seed_of("improve", settings.seed, g, i), loss, kept, held_out,
+                           seed_of("improve", settings.seed, g, i), loss, kept,
+                           held_out if settings.checkpoint == "best" else None,
                            log=run.logger(f"improve-{g}-{i}"), checkpoint=run.checkpoint,
                            title=f"Improve {g},{i}")
         row = row | {"updates": done["updates"], "tokens_trained": done["tokens"],
@@ -385,7 +388,7 @@ def online(bc, task, settings, run=None):
 
     A Grow of a few hundred samples; a few updates of PPO, whose KL to the BC policy takes the place
     of D as the anchor; and again, until settings.ppo_samples are drawn. The optimiser lives on from
-    round to round. Yields (row, policy) settings.ppo_rows times, the last time at the end.
+    round to round. Yields (row, policy) at most settings.ppo_rows times, the last time at the end.
     """
     run, chosen = run or InMemory(), sources_of_rounds(task, settings)
     checks.check_start(bc, task, settings, run, "online_reward")

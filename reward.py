@@ -1,9 +1,10 @@
 """What "good" means: the reward model R(x, y) in [0, 1], and the value model V(x, y_<t).
 
-Both are the policy's own network with a head of one output, started from the BC policy's weights,
-which already know how the two languages fit together. The reward model is
-reference-free, like the paper's Metric X: it reads a source and an output, and nothing else. It is
-trained on ratings (regression) or on preferences within a source (Bradley-Terry).
+Both are the policy's own network with a head of one output, started from a policy's weights (BC's;
+for the value, those that grew D_g), which already know how the two languages fit together. The
+reward model is reference-free, like the paper's Metric X: it reads a source and an output, and
+nothing else. It is trained on ratings (regression) or on preferences within a source
+(Bradley-Terry).
 
     reward = RewardModel.from_policy(bc_policy)
     train_reward(reward, sources, ratings, Training(updates=500), seed=0)
@@ -130,7 +131,9 @@ def train_reward(model, sources, rated, hp, seed, preferences=False, **trainer_a
     check_rewards(rated.reward, len(rated), "rating")
     device = model.body.embedding.weight.device
     rating = torch.tensor(rated.reward, device=device)
-    winners, losers = preference_pairs(rated, seed) if preferences else (np.arange(len(rated)),) * 2
+    winners = losers = np.arange(len(rated))  # of ratings: each pair by itself
+    if preferences:
+        winners, losers = preference_pairs(rated, seed)
     if len(winners) == 0:
         raise UserError("no source has two outputs of different rating: nothing to prefer")
 

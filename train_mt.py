@@ -35,7 +35,7 @@ from infra.own_reward import own_reward
 from infra.pairs import Pairs, score
 from infra.relatives import METHODS
 from infra.report import Report, finish, label, look
-from infra.reward_metrics import evaluate_reward_model, reference_above, table, unit_tests
+from infra.reward_metrics import judge, table
 from infra.run import Run, hash_of
 from infra.sampling import sample_outputs
 from infra.seeds import seed_of, stream
@@ -67,7 +67,7 @@ class Settings(rest.Settings, RunSettings):
     decoder_layers: int = setting(3, "decoder layers", low=1)
     d_ff: int = setting(512, "hidden width of the feed-forward blocks", low=1)
     dropout: float = setting(0.2, "dropout", low=0, high=0.9)
-    bc_updates: int = setting(4500, "most updates of BC", low=1)
+    bc_updates: int = setting(4500, "updates of BC", low=1)
     bc_lr: float = setting(2e-3, "peak learning rate of BC", low=0)
     bc_evaluate_every: int = setting(500, "updates of BC between two evaluations of the "
                                      "validation BLEU", low=1)
@@ -78,16 +78,14 @@ class Settings(rest.Settings, RunSettings):
     rated_sources: int = setting(8000, "training sources that ratings are made for", low=1)
     rated_temperatures: tuple[float, ...] = setting((0.5, 0.8, 0.8, 1.0, 1.3), "of the rated "
                                                     "samples, one each", low=0)
-    reward_updates: int = setting(2000, "most updates of the reward model", low=1)
+    reward_updates: int = setting(2000, "updates of the reward model", low=1)
     reward_lr: float = setting(3e-3, "peak learning rate of the reward model", low=0)
     reward_body: bool = setting(False, "train the reward model's body too, and not only its head")
     batch_tokens: int = setting(1024, "padded tokens of a training batch", low=1)
     grow_sources: int = setting(10000, "sources of each Grow, drawn at random; 0 is all of D's",
                                 low=0)
-    updates: int = setting(300, "most updates of an Improve", low=1)
     evaluate_every: int = setting(150, "updates between two evaluations of the reward on "
                                   "validation", low=1)
-    lr: float = setting(5e-4, "peak learning rate of an Improve, times lr_decay^i", low=0)
     sample_batch_size: int = setting(512, "outputs sampled at once", low=1)
     bleu_tokenize: str = setting("", "sacrebleu's tokenizer for BLEU (default: the target "
                                  "language's, zh and ja-mecab among them, else 13a)")
@@ -134,7 +132,7 @@ def made_ratings(bc, texts, split, n, settings):
         drawn = sample_outputs(bc, sources, 1, ("ratings", settings.seed, k), texts.max_len,
                                temperature, **settings.decoding())
         outputs.append(texts.lines(drawn.targets()))
-    good = outputs[len(outputs) // 2]
+    good = outputs[len(outputs) // 2]  # those of the middle temperature
     outputs.append([corrupt(y, good[rng.integers(len(good))], rng) for y in good])
     chrf = sacrebleu().CHRF(word_order=2, beta=1)
     ratings = [[chrf.sentence_score(y, [reference]).score / 100
@@ -245,12 +243,8 @@ def train_reward_model(bc, texts, ratings, settings, run):
                                                         texts["val"].targets))
         samples = sample_outputs(bc, val, 1, ("reward test", settings.seed), texts.max_len,
                                  **settings.decoding())
-        measures = evaluate_reward_model(model.score, test_sources, test)
-        measures["reference above a sample"] = reference_above(model.score, val, references,
-                                                               samples)
-        tests = unit_tests(model.score, val, references)
-        run.log("reward_model", measures=measures, unit_tests=tests)
-        saved = run.end({"reward": model.state_dict(), "measures": measures, "unit_tests": tests})
+        judged = judge(model.score, test_sources, test, val, references, samples, run)
+        saved = run.end({"reward": model.state_dict(), **judged})
     load_weights(model, saved["reward"])
     print(table(saved["measures"], saved["unit_tests"]))
     return model.eval()
@@ -349,8 +343,8 @@ def train(texts, settings, run, device):
         if settings.grow == 0:
             name, last, policy = "PPO", "PPO", ppo_policy
     best = best_of_n_step(run, settings, lambda counts: [
-        entry for name, policy in {"BC": bc, name: policy}.items()
-        for entry in best_of_n(name, policy, task, texts, settings, counts)])
+        entry for which, network in {"BC": bc, name: policy}.items()
+        for entry in best_of_n(which, network, task, texts, settings, counts)])
     policies = {"BC": bc, last: policy}
     more = [table_of(test, texts[test], policies, texts, task.reward, settings)
             for test in texts.tests[1:]]

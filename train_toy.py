@@ -11,7 +11,8 @@ In the human demonstrations four words of ten are wrong: some at random, but mos
 wrong word for 16 of 24 nouns, which no way of decoding a cloned policy can undo where it is more
 frequent than the right one. Raters score outputs from 0 to 6, with noise; a reward model learns
 from them, and ReST sees nothing but that reward model. The oracle stands in for the paper's human
-evaluation: it is reported, and nothing is trained on it or chosen by it.
+evaluation: only the raters see it, through their noise; nothing else is trained on it or chosen by
+it.
 
 The sums. A source is 4 to 7 digits, the output is their running total, whose last number is the
 answer; people often forget a carry. The reward is 1 for the right answer, and 0 for another.
@@ -34,7 +35,7 @@ from infra.measures import bc_row, best_of_n_step
 from infra.pairs import Pairs
 from infra.relatives import METHODS
 from infra.report import Report, finish, look
-from infra.reward_metrics import evaluate_reward_model, reference_above, table, unit_tests
+from infra.reward_metrics import judge, table
 from infra.run import Run
 from infra.sampling import sample_outputs
 from infra.seeds import seed_of, stream
@@ -67,15 +68,14 @@ class Settings(rest.Settings, RunSettings):
     d_model: int = setting(64, "width of the transformers", low=1)
     layers: int = setting(1, "encoder layers, and decoder layers", low=1)
     dropout: float = setting(0.1, "dropout", low=0, high=0.9)
-    bc_updates: int = setting(1000, "most updates of BC", low=1)
+    bc_updates: int = setting(1000, "updates of BC", low=1)
     bc_lr: float = setting(6e-3, "peak learning rate of BC", low=0)
-    reward_updates: int = setting(300, "most updates of the reward model", low=1)
+    reward_updates: int = setting(300, "updates of the reward model", low=1)
     reward_lr: float = setting(2e-3, "peak learning rate of the reward model", low=0)
     eval_sources: int = setting(400, "sources of D_eval", low=2)
     test_sources: int = setting(600, "test sources", low=1)
     ppo: bool = setting(True, "run the PPO baseline")
     ppo_lr: float = setting(4e-4, "learning rate of PPO", low=0)
-    ppo_kl: float = setting(0.1, "weight of PPO's KL to the BC policy", low=0)
     best_of: int = setting(32, "largest N of best-of-N", low=1, free=True)
 
     def __post_init__(self):
@@ -298,7 +298,7 @@ def train_bc(problem, task, settings, run, device):
     policy = Transformer(as_user_error(
         Config, problem.vocab_size, settings.d_model, 2, settings.layers, settings.layers,
         2 * settings.d_model, settings.dropout, problem.positions)).to(device)
-    # patience serves method "base", whose Improves train like BC but are evaluated on D_eval
+    # patience serves --start base, whose Improves train like BC but are evaluated on D_eval
     hp = settings.training(updates=settings.bc_updates, lr=settings.bc_lr, warmup=100,
                            patience=1000)
     policy = rest.behaviour_cloning(policy, task, settings, hp, run)
@@ -319,7 +319,7 @@ def learn_reward(toy, rated_sources, settings, run):
         rated.append(run.pairs(f"rated-{g}"))
         toy.reward_model = train_reward_model(toy, rated_sources, Pairs.join(rated), settings, run,
                                               g)
-        toy.task.reward = toy.reward_model.score  # rest() works on a copy of the task
+        toy.task.reward = toy.reward_model.score  # for PPO and best-of-N; rest() has a copy
         return toy.task.reward
 
     refresh(toy.bc, 1)
@@ -363,12 +363,8 @@ def train_reward_model(toy, rated_sources, rated, settings, run, g):
         exact = problem.oracle([held_out[i] for i in test.source], test.targets())
         test.reward[:] = exact  # measured by the truth, trained on noisy ratings
         answers = [problem.answer(x) for x in held_out]
-        measures = evaluate_reward_model(model.score, held_out, test)
-        measures["reference above a sample"] = reference_above(model.score, held_out, answers,
-                                                               test.select(exact < 1))
-        tests = unit_tests(model.score, held_out, answers)
-        run.log("reward_model", measures=measures, unit_tests=tests)
-        saved = run.end({"reward": model.state_dict(), "measures": measures, "unit_tests": tests})
+        judged = judge(model.score, held_out, test, held_out, answers, test.select(exact < 1), run)
+        saved = run.end({"reward": model.state_dict(), **judged})
     load_weights(model, saved["reward"])
     print(table(saved["measures"], saved["unit_tests"]))
     return model.eval()
@@ -416,8 +412,8 @@ def train(settings, run, device):
         if settings.grow == 0:
             name, policy = "PPO", ppo_policy
     best = best_of_n_step(run, settings, lambda counts: [
-        entry for name, policy in {"BC": bc, name: policy}.items()
-        for entry in best_of_n(name, policy, toy, settings, counts)])
+        entry for which, network in {"BC": bc, name: policy}.items()
+        for entry in best_of_n(which, network, toy, settings, counts)])
     finish(run, "toy", report, best, policy, toy.reward_model,
            lambda i: toy.problem.text(task.sources[i]), toy.problem.text)
 

@@ -110,16 +110,15 @@ class CTranslate:
         spec.validate()
         with tempfile.TemporaryDirectory() as folder:
             spec.save(folder)
-            cuda = torch.cuda.is_available()
             self.translator = ctranslate2.Translator(
-                folder, device="cuda" if cuda else "cpu", compute_type=compute_type,
-                inter_threads=1, intra_threads=torch.get_num_threads())
+                folder, compute_type=compute_type, inter_threads=1,
+                intra_threads=torch.get_num_threads())
 
-    def generate(self, src, n_samples, length, forced, greedy=False):
+    def generate(self, src, n_samples, length, forced):
         """Lists of ids, without eos, n_samples for each source after the other."""
         sources = [[self.names[i] for i in row if i != PAD] for row in src.tolist()]
         found = self.translator.translate_batch(
-            sources, beam_size=1, num_hypotheses=n_samples, sampling_topk=1 if greedy else 0,
+            sources, beam_size=1, num_hypotheses=n_samples, sampling_topk=0,
             min_decoding_length=length if forced else 0, max_decoding_length=length)
         return [[self.ids[token] for token in hypothesis]
                 for one in found for hypothesis in one.hypotheses]

@@ -6,7 +6,8 @@ A source is a row of digits; its translation, each digit's letter, the last one 
 it down with a habit: they mistake some digits more often than not. A policy is cloned from them
 (BC), and then improved by Algorithm 1 of arXiv:2308.08998: Grow samples outputs and scores them,
 Improve trains on what scores above a threshold τ, which rises. The reward here is a noisy rater's;
-the project around this file has a learned one, and what else one needs.
+the project around this file has a learned one, held-out sources that say when an Improve has to
+stop, and what else one needs.
 """
 
 import torch
@@ -105,17 +106,14 @@ def grow(policy, x, y, samples=4, temperature=0.8):
     return xs, ys, reward(xs, ys)
 
 
-def rest(policy, x, y, report, G=2, quantiles=(0.0, 0.5, 0.7, 0.85)):
+def rest(policy, x, y, report, G=2, quantiles=(0.5, 0.7, 0.85)):
     """for g: Grow; for i: Improve on the pairs whose reward is above τ_i, which rises."""
     for g in range(1, G + 1):
         xs, ys, r = grow(policy, x, y)
-        for i, q in enumerate(quantiles):
-            if g > 1 and i == 0:  # I = 0, no filter, shows what Grow alone is worth: once is enough
-                continue
-            tau = r.quantile(q) if i else -1.0
+        for i in range(g > 1, len(quantiles) + 1):  # the first Grow begins with I = 0: no filter
+            tau = r.quantile(quantiles[i - 1]) if i else -torch.inf
             kept = r > tau
-            if kept.any():
-                train(policy, xs[kept], ys[kept], updates=50, lr=1e-3 * 0.8**i)
+            train(policy, xs[kept], ys[kept], updates=50, lr=1e-3 * 0.8**i)
             report(f"ReST ({g},{i})", policy, f"kept {100 * kept.float().mean():3.0f} %")
 
 

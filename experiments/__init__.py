@@ -1,1 +1,1 @@
-"""The paper's claims, put to the test on the invented language: see __main__.py, and README.md."""
+"""The paper's claims, tested on the invented language: see __main__.py, and docs/claims.md."""

@@ -135,9 +135,6 @@ class Points:
         return Points([p for p in self.points
                        if all(p.get(k) == v for k, v in conditions.items())])
 
-    def of_seeds(self, seeds):
-        return Points([p for p in self.points if p["seed"] in seeds])
-
     def whole(self, x):
         """Those whose value of the field x there is for each seed."""
         seeds = {value: {p["seed"] for p in self.points if p[x] == value}

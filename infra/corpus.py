@@ -143,16 +143,15 @@ def quality(outputs, references, bleu):
 
 
 def against_references(texts, corpus, bleu, beam, policy, sampled, greedy):
-    """`quality` of a policy's outputs (two Pairs) for a corpus, and of its beam search, as a row.
-
-    Keys without a prefix are greedy's; `sampled_` and `beam_` are the others'.
+    """`quality` of a policy's greedy outputs for a corpus, as a row; and BLEU and chrF of its samples
+    and of its beam search, as "sampled_bleu", "beam_bleu" and so on. sampled, greedy: Pairs.
     """
-    sources = texts.ids(corpus.sources)
-    outputs = {"": texts.lines(greedy.targets()), "sampled_": texts.lines(sampled.targets()),
-               "beam_": beam_lines(policy, texts, sources, beam)}
-    row = {prefix + key: value for prefix, lines in outputs.items()
-           for key, value in quality(lines, corpus.targets, bleu).items()}
-    return {key: value for key, value in row.items() if not key.endswith("_signature")}
+    row = quality(texts.lines(greedy.targets()), corpus.targets, bleu)
+    for kind, lines in (("sampled", texts.lines(sampled.targets())),
+                        ("beam", beam_lines(policy, texts, texts.ids(corpus.sources), beam))):
+        found = bleu_chrf(lines, corpus.targets, bleu)
+        row |= {f"{kind}_{key}": found[key] for key in ("bleu", "chrf")}
+    return row
 
 
 def beam_lines(policy, texts, sources, beam):

@@ -6,6 +6,18 @@ from model import EOS
 from reward import ordered_within_source
 
 
+def judge(score, held_out, rated, sources, references, samples, run):
+    """All that is measured of a reward, logged -> {"measures": {...}, "unit_tests": {...}}.
+
+    held_out, rated: as for `evaluate_reward_model`; the others: as for `reference_above`.
+    """
+    measures = evaluate_reward_model(score, held_out, rated)
+    measures["reference above a sample"] = reference_above(score, sources, references, samples)
+    found = {"measures": measures, "unit_tests": unit_tests(score, sources, references)}
+    run.log("reward_model", **found)
+    return found
+
+
 def evaluate_reward_model(score, sources, rated):
     """Measures of a reward on held-out sources: correlations in [-1, 1], shares in [0, 1].
 

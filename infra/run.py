@@ -112,7 +112,7 @@ class Run:
     latest = None  # of this process: a weak reference
 
     def __init__(self, settings, program):
-        self.settings, self.program = settings, program
+        self.settings = settings
         self.folder = on_main(lambda: choose_folder(settings, program))
         self.close = lambda: None  # give the folder back
         try:

@@ -69,7 +69,6 @@ class Training:
     final_lr: float = 0.05  # share of the peak that the linear decay ends at
     loss_lr: float = 0.05  # constant rate of the loss's own parameters (V-MPO's log η)
     clip: float = 1.0  # largest gradient norm
-    weight_decay: float = 0.0
     evaluate_every: int = 100  # steps between two evaluations of the held-out score
     patience: int = 3  # evaluations without a new best before it stops
     dropout: bool = True  # off for PPO, whose ratio compares with the policy without it
@@ -84,8 +83,7 @@ class Training:
 
 
 def adamw(parameters, hp):
-    return torch.optim.AdamW(parameters, lr=hp.lr, betas=(0.9, 0.98),
-                             weight_decay=hp.weight_decay, fused=True)
+    return torch.optim.AdamW(parameters, lr=hp.lr, betas=(0.9, 0.98), weight_decay=0.0, fused=True)
 
 
 class Trainer:
