@@ -26,8 +26,8 @@ from tqdm import tqdm
 import rest
 import reward as rm
 from infra.cli import choose_device, run_cli
-from infra.corpus import (Texts, against_references, beam_lines, bleu_chrf, bleu_of,
-                          sacrebleu)
+from infra.corpus import (Texts, against_references, before_and_after, bleu_chrf, bleu_of,
+                          example_heads, example_lines, sacrebleu)
 from infra.errors import UserError, as_user_error
 from infra.evaluate import evaluate, table_of
 from infra.measures import bc_row, best_of_n_step, mean_reward
@@ -278,32 +278,19 @@ def best_of_n(name, policy, task, texts, settings, counts):
                "chrf": found["chrf"]}
 
 
-# --------------------------------------------------------------------------------------- program
+@dataclass
+class Translation:
+    """A run's texts, and what comes before Algorithm 1."""
+
+    texts: Texts
+    task: rest.Task
+    bc: Transformer
+    reward_model: rm.RewardModel = None  # None where --reward is
 
 
-FIRST = ("data", "src", "tgt", "grow", "improve", "samples", "filter", "loss", "ppo", "reward",
-         "ratings", "seed", "out", "resume", "show")
-
-
-def main(argv=None):
-    argv = sys.argv[1:] if argv is None else argv
-    if argv[:1] == ["translate"]:
-        return translate(argv[1:])
-    if argv[:1] == ["evaluate"]:
-        return evaluate(argv[1:], Settings())
-    settings = parse(Settings, argv, __doc__.split("\n")[0], FIRST, preset=PRESETS,
-                     method=METHODS)
-    bleu_of(settings)  # is everything there that the end will need?
-    device = choose_device(settings.device)
-    with Run(settings, "mt") as run:
-        texts = Texts(settings, run)
-        if settings.show:
-            look(run, settings, rest.select, lambda i: texts["train"].sources[i], texts.text)
-        else:
-            train(texts, settings, run, device)
-
-
-def train(texts, settings, run, device):
+def prepare(settings, run, device):
+    """The texts, D, the BC policy and the reward -> Translation."""
+    texts = Texts(settings, run)
     sources, targets = texts.ids(texts["train"].sources), texts.ids(texts["train"].targets)
     task = rest.Task(sources, Pairs.of(range(len(sources)), targets, human=True),
                      texts.ids(texts["val"].sources), texts.ids(texts["test"].sources),
@@ -328,6 +315,37 @@ def train(texts, settings, run, device):
     model = None if own else train_reward_model(bc, texts, ratings, settings, run)
     task.reward = own or partial(model.score, batch_tokens=settings.batch_tokens)
     task.metrics = metrics(texts, task, settings)
+    return Translation(texts, task, bc, model)
+
+
+# --------------------------------------------------------------------------------------- program
+
+
+FIRST = ("data", "src", "tgt", "grow", "improve", "samples", "filter", "loss", "ppo", "reward",
+         "ratings", "seed", "out", "resume", "show")
+
+
+def main(argv=None):
+    argv = sys.argv[1:] if argv is None else argv
+    if argv[:1] == ["translate"]:
+        return translate(argv[1:])
+    if argv[:1] == ["evaluate"]:
+        return evaluate(argv[1:], Settings())
+    settings = parse(Settings, argv, __doc__.split("\n")[0], FIRST, preset=PRESETS,
+                     method=METHODS)
+    bleu_of(settings)  # is everything there that the end will need?
+    device = choose_device(settings.device)
+    with Run(settings, "mt") as run:
+        if settings.show:
+            texts = Texts(settings, run)
+            look(run, settings, rest.select, lambda i: texts["train"].sources[i], texts.text)
+        else:
+            train(settings, run, device)
+
+
+def train(settings, run, device):
+    mt = prepare(settings, run, device)
+    texts, task, bc = mt.texts, mt.task, mt.bc
     report = Report(run, ["reward", "sampled_chrf", "greedy_reward", "bleu", "ter", "beam_bleu",
                           "length", "repetition", "val_bleu", "entropy", "kl_to_bc",
                           "kept_samples", "kept_data", "seconds"],
@@ -349,34 +367,8 @@ def train(texts, settings, run, device):
     more = [table_of(test, texts[test], policies, texts, task.reward, settings)
             for test in texts.tests[1:]]
     more += ["", row["signature"], *before_and_after(policies, task, texts)]
-    finish(run, "mt", report, best, policy, model, lambda i: texts["train"].sources[i], texts.text,
-           "\n".join(more))
-
-
-def example_heads(texts, count=5):
-    """Fixed test sentences with their reference, for `Report` -> lines of text for each."""
-    return [[f"{'source':12}{source}", f"{'reference':12}{reference}"] for source, reference in
-            zip(texts["test"].sources[:count], texts["test"].targets[:count])]
-
-
-def example_lines(policy, task, texts, count=5):
-    """The reward and text of a policy's greedy outputs for these sentences -> a line for each."""
-    sources = task.test_sources[:count]
-    drawn = score(sample_outputs(policy, sources, 1, 0, task.max_len, temperature=0), sources,
-                  task.reward)
-    return [f"{100 * reward:3.0f} {texts.text(y)}"
-            for reward, y in zip(drawn.reward, drawn.targets())]
-
-
-def before_and_after(policies, task, texts, count=5):
-    """Lines: the same sentences under several named policies, by beam search."""
-    sources, lines = task.test_sources[:count], []
-    outputs = {name: beam_lines(policy, texts, sources, 5) for name, policy in policies.items()}
-    for i in range(len(sources)):
-        lines += ["", f"{'source':12}{texts['test'].sources[i]}",
-                  f"{'reference':12}{texts['test'].targets[i]}"]
-        lines += [f"{name:12}{translations[i]}" for name, translations in outputs.items()]
-    return lines
+    finish(run, "mt", report, best, policy, mt.reward_model, lambda i: texts["train"].sources[i],
+           texts.text, "\n".join(more))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A parallel corpus as ids, and how translations are measured: what train_mt.py needs besides.
+"""A parallel corpus as ids, and how translations are measured and shown, for train_mt.py.
 
     texts = Texts(settings, run)                       # reads, trains or loads the tokenizer
     ids = texts.ids(texts["train"].sources); lines = texts.lines(ids)
@@ -13,8 +13,10 @@ import numpy as np
 from infra.batches import bucket_by_length, pad
 from infra.beam import beam_search
 from infra.errors import UserError
+from infra.pairs import score
 from infra.processes import all_gather, on_main, shard
 from infra.run import hash_of
+from infra.sampling import sample_outputs
 from infra.text import (Tokenizer, download_multi30k, find_parallel, read_parallel,
                         read_test_sets)
 from model import EOS
@@ -143,8 +145,10 @@ def quality(outputs, references, bleu):
 
 
 def against_references(texts, corpus, bleu, beam, policy, sampled, greedy):
-    """`quality` of a policy's greedy outputs for a corpus, as a row; and BLEU and chrF of its samples
-    and of its beam search, as "sampled_bleu", "beam_bleu" and so on. sampled, greedy: Pairs.
+    """`quality` of a policy's greedy outputs for a corpus, as a row; and BLEU and chrF of its
+    samples and of its beam search, as "sampled_bleu", "beam_bleu" and so on.
+
+    sampled, greedy: Pairs.
     """
     row = quality(texts.lines(greedy.targets()), corpus.targets, bleu)
     for kind, lines in (("sampled", texts.lines(sampled.targets())),
@@ -169,3 +173,32 @@ def beam_hypotheses(policy, texts, sources, beam, n_best=1, length_penalty=1.0):
         for i, best in zip(index, hypotheses):
             out[i] = texts.lines(best)
     return out
+
+
+# ------------------------------------------------------------------------------------- examples
+
+
+def example_heads(texts, count=5):
+    """Fixed test sentences with their reference, for `Report` -> lines of text for each."""
+    return [[f"{'source':12}{source}", f"{'reference':12}{reference}"] for source, reference in
+            zip(texts["test"].sources[:count], texts["test"].targets[:count])]
+
+
+def example_lines(policy, task, texts, count=5):
+    """The reward and text of a policy's greedy outputs for these sentences -> a line for each."""
+    sources = task.test_sources[:count]
+    drawn = score(sample_outputs(policy, sources, 1, 0, task.max_len, temperature=0), sources,
+                  task.reward)
+    return [f"{100 * reward:3.0f} {texts.text(y)}"
+            for reward, y in zip(drawn.reward, drawn.targets())]
+
+
+def before_and_after(policies, task, texts, count=5):
+    """Lines: the same sentences under several named policies, by beam search."""
+    sources, lines = task.test_sources[:count], []
+    outputs = {name: beam_lines(policy, texts, sources, 5) for name, policy in policies.items()}
+    for i in range(len(sources)):
+        lines += ["", f"{'source':12}{texts['test'].sources[i]}",
+                  f"{'reference':12}{texts['test'].targets[i]}"]
+        lines += [f"{name:12}{translations[i]}" for name, translations in outputs.items()]
+    return lines

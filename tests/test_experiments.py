@@ -304,9 +304,9 @@ def test_the_code_hash_is_of_the_code_alone(monkeypatch):
 def test_of_each_file_it_is_known_whether_a_result_depends_on_it():
     """What only reads, writes, checks or shows changes no number; nor does a table of settings."""
     others = ("train_mt", *(f"infra/{name}" for name in (
-        "__init__", "beam", "checks", "cli", "corpus", "errors", "evaluate", "figures", "own_reward",
-        "page", "progress", "relatives", "report", "reward_metrics", "run", "settings", "storage", "text",
-        "translate")))
+        "__init__", "beam", "checks", "cli", "corpus", "errors", "evaluate", "figures",
+        "own_reward", "page", "progress", "relatives", "report", "reward_metrics", "run",
+        "settings", "storage", "text", "translate")))
     files = [*ROOT.glob("*.py"), *ROOT.glob("infra/*.py")]
     program = [name for name in PROGRAM if not name.startswith("experiments/")]
     assert sorted((*program, *others)) == sorted(

@@ -3,7 +3,6 @@
 Beam search is here where it must do as sampling does; its own tests are in test_beam.py.
 """
 
-import itertools
 import math
 
 import pytest
