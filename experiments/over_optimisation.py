@@ -165,17 +165,20 @@ def ranked_differently(p):
 
 
 def figure(p):
-    picture, axes = panels("over_optimisation", 8, 20, 8.5, rows=2, sharex=True)
+    picture, axes = panels("over_optimisation", 8, 18, 7.5, rows=2, sharex=True, sharey=True)
     shown = [(key, flaw) for key in ("reward", "oracle") for flaw in FLAWS]
-    ends = {ax: [] for ax in axes}
     for ax, (key, flaw) in zip(axes, shown):
+        rows, ends = p.where(part="path", flaw=flaw), []
+        bc = rows.where(path="ReST", name="BC")
         for name, colour in PATHS.items():
-            rows = p.where(part="path", flaw=flaw, path=name)
-            _, end = path(ax, rows, "kl_to_bc", key, colour)
-            ends[ax].append((end, name, colour))
-        ax.set(title=f"{key}; {flaw}")
-    for ax in axes:
-        label_ends(ax, ends[ax])
+            if name != LAST:  # as the best ones
+                end = path(ax, rows.where(path=name), "kl_to_bc", key, colour, bc)
+                ends.append((end, name, colour))
+        ax.set(title={"none": "no flaw"}.get(flaw, flaw) if key == "reward" else "")
+        if ax in axes[3::4]:
+            label_ends(ax, ends)
+    for ax, key in zip(axes[::4], ("reward", "oracle")):
+        ax.set(ylabel=f"{key} above BC")
     for ax in axes[4:]:
         ax.set(xlabel="KL to BC per token, nats")
     return picture

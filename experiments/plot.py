@@ -29,16 +29,18 @@ def curve(ax, points, x, key, colour, style="-", baseline=None, scale=100):
     return means[-1]
 
 
-def path(ax, points, x, y, colour, style="-", scales=(1, 100)):
-    """A line through the means of both fields, for points that a field "step" orders."""
+def path(ax, points, x, y, colour, baseline, scale=100):
+    """A line through the means of `x` and of what `y` is above the baseline, at each "step"; an
+    interval at its end -> the mean there. baseline: as for `curve`."""
     steps = sorted({p["step"] for p in points.points})
-    at = np.array([[points.values(f, s, step=k) for f, s in zip((x, y), scales)] for k in steps])
-    ax.plot(*at.mean(2).T, style, color=colour, marker="o", clip_on=False)  # (steps, 2, seeds)
-    for mean, values in zip(at.mean(2), at):
-        half = interval(values[1])[1]
-        if np.isfinite(half):
-            ax.errorbar(*mean, yerr=half, color=colour, lw=1, alpha=0.6, clip_on=False)
-    return at.mean(2)[-1]
+    base = baseline.values(y, scale)
+    at = np.array([[points.values(x, 1, step=k), points.values(y, scale, step=k) - base]
+                   for k in steps])  # (steps, 2, seeds)
+    ax.plot(*at.mean(2).T, color=colour, marker="o", clip_on=False)
+    end, half = interval(at[-1, 1])
+    if np.isfinite(half):
+        ax.errorbar(at[-1, 0].mean(), end, yerr=half, color=colour, lw=1.5, clip_on=False)
+    return end
 
 
 def bars(ax, names, differences, colours):
