@@ -42,9 +42,7 @@ def draw(folder, work):
         made = {"loop": loop(), "language": language.figure(), "table_1": table_1(results),
                 "pairs": pairs(run), "D_g": figures.rewards(run, results),
                 "improve": figures.improve(results), "best_of_n": figures.best_of_n(results)}
-        for name in MEASURED:
-            if (RESULTS / f"{name}.json").exists():
-                made[name] = module(name).figure(Points(load(RESULTS, name)))
+        made |= {name: module(name).figure(Points(load(RESULTS, name))) for name in MEASURED}
         for name, figure in made.items():
             figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
             figure.savefig(folder / f"{name}.png", dpi=150)
