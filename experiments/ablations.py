@@ -8,7 +8,7 @@ Varied     one switch of rest.Settings at a time. For D also where it can matter
            to the best checkpoint, over three Grows, with few ratings; and with demonstrations that
            are about as good as the samples, so that the filters keep many of them.
 Held       everything else, as in `python train_toy.py`: two Grows, Improves (4, 3).
-Takes      about 15 minutes a seed on one core.
+Takes      about 17 minutes a seed on one core.
 """
 
 from experiments.grow_steps import MAIN

@@ -122,6 +122,6 @@ def figure(p):
         kept = {x: np.mean([q["kept"] for q in once.points if q["p"] == x]) for x in PERCENTILES}
         ax.set_xticks(range(len(kept)), [f"{x}\n{share:.0%}" for x, share in kept.items()])
         ax.set(title=f"{title} above BC after one Improve, points of 100",
-               xlabel="percentile p, and the share of D_g that each filter keeps")
+               xlabel="percentile p, and share of D_g kept")
         label_ends(ax, ends)
     return picture

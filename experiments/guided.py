@@ -7,7 +7,7 @@ Varied     how a Grow finds its samples. Plain: 16 of each source. Guided: 8, an
            good, which then go on differently (a particle filter). The value model reads about as
            much as the policy writes, so that 8 guided cost about as much as 16 plain ones.
 Held       D, BC policy, reward model; the value model is trained on the plain D_g. Improves 0 to 4.
-Takes      about 3 minutes a seed on one core.
+Takes      about 2 minutes a seed on one core.
 """
 
 import numpy as np

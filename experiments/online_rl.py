@@ -139,6 +139,6 @@ def figure(p):
         ax.axhline(level[key], color=BLUE, ls=":", label="ReST (1,4)")
         ax.set_xscale("log", base=2)
         ax.set_xticks(ROUNDS, ROUNDS)
-        ax.set(title=f"{key} with the samples of one Grow, points of 100", xlabel="PPO's rounds")
+        ax.set(title=f"{key} with the samples of one Grow", xlabel="PPO's rounds")
     axes[4].legend(frameon=False, fontsize=9)
     return picture

@@ -165,18 +165,19 @@ def ranked_differently(p):
 
 
 def figure(p):
-    picture, axes = panels("over_optimisation", 8, 18, 7.5, rows=2, sharex=True, sharey=True)
+    picture, axes = panels("over_optimisation", 8, 18, 7.5, rows=2, sharex=True, sharey="row")
     shown = [(key, flaw) for key in ("reward", "oracle") for flaw in FLAWS]
+    ends = {ax: [] for ax in axes}
     for ax, (key, flaw) in zip(axes, shown):
-        rows, ends = p.where(part="path", flaw=flaw), []
+        rows = p.where(part="path", flaw=flaw)
         bc = rows.where(path="ReST", name="BC")
         for name, colour in PATHS.items():
             if name != LAST:  # as the best ones
                 end = path(ax, rows.where(path=name), "kl_to_bc", key, colour, bc)
-                ends.append((end, name, colour))
+                ends[ax].append((end, name, colour))
         ax.set(title={"none": "no flaw"}.get(flaw, flaw) if key == "reward" else "")
-        if ax in axes[3::4]:
-            label_ends(ax, ends)
+    for ax in axes[3::4]:  # when all of a row is drawn, on one scale
+        label_ends(ax, ends[ax])
     for ax, key in zip(axes[::4], ("reward", "oracle")):
         ax.set(ylabel=f"{key} above BC")
     for ax in axes[4:]:

@@ -6,7 +6,7 @@ Held       D, BC policy, reward model; samples drawn: as many as ReST's two Grow
            go on from the current policy draw them in eight Grows for a quarter of the sources each,
            and have eight Improves, as many as ReST; those that start from base have two Grows, RFT
            one, and BC's own training each time; policy gradient has 125 rounds of one update.
-Takes      about 5 minutes a seed on one core.
+Takes      about 7 minutes a seed on one core.
 
 `base` is what BC began with, untrained. A language model's base is pretrained: what starting from
 it is worth there, this cannot say.

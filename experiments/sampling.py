@@ -5,7 +5,7 @@ Claims     16: temperature 0.8 covers a broad range of rewards: not only more ba
            sources it is mostly the range between easy and hard ones.
 Varied     the temperature of Grow, 0.2 to 1.4; the samples per source, 1 to 64.
 Held       D, BC policy, reward model; one Grow over all sources, Improves 0 to 4.
-Takes      about 5 minutes a seed on one core.
+Takes      about 10 minutes a seed on one core.
 """
 
 import numpy as np
