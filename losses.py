@@ -214,7 +214,7 @@ class GOLD(Loss):
 
 
 class OAC(Loss):
-    """offline actor-critic with the value of what D_g was drawn by"""
+    """offline actor-critic: the advantage over the value that D_g's own pairs have"""
 
     needs_value = True
 
@@ -224,7 +224,7 @@ class OAC(Loss):
 
 
 class BVMPO(Loss):
-    """V-MPO with the value of what D_g was drawn by, and an annealed KL to the growing policy"""
+    """V-MPO with the same value, and an annealed KL to the policy that grew D_g"""
 
     needs_value = True
 

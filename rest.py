@@ -119,7 +119,7 @@ class Task:
 # A filter draws a line τ and keeps what lies strictly above it. The default is Algorithm 1's, one τ
 # for all sources; but that also chooses between sources, and favours easy ones. A τ for each source
 # does not, and gains 1 to 2 points of reward more at equal shares (experiments/filters.py): where
-# sources are as unlike as sentences are, it is the better choice, and that of `train_mt.py`.
+# sources are as unlike as sentences are, it is the better choice, and `train_mt.py`'s default.
 
 
 def above(reward, tau, inclusive=False):

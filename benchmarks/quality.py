@@ -18,7 +18,7 @@ from pathlib import Path
 
 from benchmarks.corpus import folder, multi30k
 from benchmarks.measure import Table
-from infra.corpus import bleu_chrf, sacrebleu
+from infra.corpus import sacrebleu
 from infra.figures import BLUE, STYLE, VERMILLION, panels, save_png
 from infra.text import Tokenizer, read_lines
 
@@ -80,7 +80,7 @@ def joeynmt(out, data, tokenizer, smoothing, minutes):
         outputs = [tokenizer.decode([int(i) for i in line.split() if i.isdecimal()])
                    for line in read_lines(file)]
         found.append((file.stat().st_mtime - begin,
-                      bleu_chrf(outputs, corpora["val"].targets, bleu)["bleu"]))
+                      bleu.corpus_score(outputs, [corpora["val"].targets]).score))
     return sorted(found)
 
 

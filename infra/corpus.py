@@ -127,7 +127,7 @@ def bleu_chrf(outputs, references, bleu):
 
 
 def quality(outputs, references, bleu):
-    """What is measured of translations, no part of which is a reward's own business:
+    """n translations (lines) measured against n references -> a part of a row.
 
     BLEU and chrF; TER, the edits that would make the reference of an output, in % of its words;
     length, the outputs' words / the references'; repetition, the share of an output's 4-grams that

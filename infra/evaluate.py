@@ -66,6 +66,7 @@ def table_of(name, corpus, policies, texts, reward, settings):
     against = partial(against_references, texts, corpus, bleu_of(settings), settings.beam)
     task = SimpleNamespace(test_sources=texts.ids(corpus.sources), max_len=texts.max_len,
                            reward=reward, metrics=against)
-    rows = [{"name": label, **measures.evaluate(policy, policies["BC"], task, settings)}
-            for label, policy in policies.items()]
-    return f"\n{name}, {len(corpus.sources)} sentences{Table(COLUMNS, rows)}"
+    rows = [{"name": which, **measures.evaluate(policy, policies["BC"], task, settings)}
+            for which, policy in policies.items()]
+    return (f"\n{name}, {len(corpus.sources)} sentences{Table(COLUMNS, rows)}\n"
+            f"{rows[0]['signature']}")

@@ -749,7 +749,8 @@ def test_evaluate_finds_what_training_found(finished, corpus, capsys):
             assert value == round(scale * row[key], digits), (name, key)
     assert [line.split("  ")[0] for line in evaluated(
         capsys, "--run", finished, "--test", corpus / "test.xx", corpus / "test.yy"
-        ).splitlines()[4:]] == ["BC", "ReST (1,2)", "PPO"]
+        ).splitlines()[4:-1]] == ["BC", "ReST (1,2)", "PPO"]
+    assert out.endswith(rows[0]["signature"] + "\n")
 
 
 def test_further_test_sets_in_training(finished, corpus, tmp_path, capsys, no_figures):
