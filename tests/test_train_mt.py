@@ -28,13 +28,13 @@ import reward as rm
 import train_mt
 from infra import figures
 from infra.cli import run_cli
-from infra.corpus import Codec, bleu_chrf, bleu_of, quality
+from infra.corpus import Codec, against_references, bleu_chrf, bleu_of, quality
 from infra.pairs import Pairs
 from infra.sampling import sample_outputs
 from infra.seeds import seed_of
 from infra.storage import load
-from infra.text import Tokenizer
-from infra.translate import load_model
+from infra.text import Corpus, Tokenizer
+from infra.translate import load_model, load_run
 from model import EOS, Config, Transformer
 from reward import RewardModel
 from train_mt import Settings, corrupt, made_ratings, split_ratings
@@ -751,6 +751,18 @@ def test_evaluate_finds_what_training_found(finished, corpus, capsys):
         capsys, "--run", finished, "--test", corpus / "test.xx", corpus / "test.yy"
         ).splitlines()[4:-1]] == ["BC", "ReST (1,2)", "PPO"]
     assert out.endswith(rows[0]["signature"] + "\n")
+
+
+def test_each_kind_of_output_has_measures_of_its_own(finished):
+    policy, texts = load_run(finished, torch.device("cpu"))
+    corpus = Corpus(*invented(6, 9))
+    right, wrong = (Pairs.of(range(6), texts.ids(lines))
+                    for lines in (corpus.targets, corpus.targets[::-1]))
+    for sampled, greedy in ((right, wrong), (wrong, right)):
+        row = against_references(texts, corpus, bleu_of(Settings()), 2, policy, sampled, greedy)
+        assert (row["sampled_bleu"] == pytest.approx(100)) == (sampled is right)
+        assert (row["bleu"] == pytest.approx(100)) == (row["ter"] == 0) == (greedy is right)
+        assert row["beam_chrf"] not in (row["chrf"], row["sampled_chrf"])
 
 
 def test_further_test_sets_in_training(finished, corpus, tmp_path, capsys, no_figures):
