@@ -15,6 +15,7 @@ FILE.tsv trains it on human ratings instead, and --reward FILE.py:function repla
 Left out: back-translation, ensembling, sub-word regularisation, tagging of languages.
 """
 
+import os
 import sys
 from dataclasses import dataclass
 from functools import partial
@@ -90,17 +91,22 @@ class Settings(rest.Settings, RunSettings):
     bleu_tokenize: str = setting("", "sacrebleu's tokenizer for BLEU (default: the target "
                                  "language's, zh and ja-mecab among them, else 13a)")
     beam: int = setting(5, "beam of the BLEU that is reported beside greedy", low=1, free=True)
-    ppo: bool = setting(True, "run the PPO baseline")
+    ppo: bool = setting(False, "run the PPO baseline too, a third more time")
     best_of: int = setting(32, "largest N of best-of-N", low=1, free=True)
     limit: int = setting(0, "use only so many training, validation and test pairs; 0 is all", low=0)
 
 
 PRESETS = {
     "cpu": dict(filter="percentile"),  # chosen on validation: docs/translation.md
+    "small": dict(filter="percentile", vocab_size=2000, d_model=64, heads=2, encoder_layers=2,
+                  decoder_layers=2, d_ff=256, bc_updates=3000, bc_lr=4e-3, bc_evaluate_every=1500,
+                  dropout=0.1, rated_sources=4000, reward_updates=1000, grow_sources=5000,
+                  updates=150, evaluate_every=75, best_of=16),
     "smoke": dict(vocab_size=600, d_model=32, encoder_layers=1, decoder_layers=1, d_ff=64,
                   bc_updates=60, bc_evaluate_every=60, rated_sources=100, reward_updates=30,
                   grow=1, improve=(2,), grow_sources=100, samples=4, updates=20, evaluate_every=20,
-                  ppo_batch=64, ppo_samples=128, best_of=4, limit=400, max_len=40, beam=2),
+                  ppo=True, ppo_batch=64, ppo_samples=128, best_of=4, limit=400, max_len=40,
+                  beam=2),
     "gpu": dict(vocab_size=32000, d_model=512, heads=4, encoder_layers=6, decoder_layers=6,
                 d_ff=1024, dropout=0.3, max_len=128, batch_tokens=16384, bc_updates=40000,
                 bc_lr=7e-4, bc_evaluate_every=2000, rated_sources=40000, reward_updates=8000,
@@ -335,6 +341,8 @@ def main(argv=None):
                      method=METHODS)
     bleu_of(settings)  # is everything there that the end will need?
     device = choose_device(settings.device)
+    if device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(1)  # more lose much beside other work; torchrun does not: docs/speed.md
     with Run(settings, "mt") as run:
         if settings.show:
             texts = Texts(settings, run)

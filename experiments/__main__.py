@@ -22,7 +22,7 @@ import time
 from pathlib import Path
 
 from experiments.lab import code_of
-from experiments.scoreboard import EXPERIMENTS, conclude, made, module, save
+from experiments.scoreboard import EXPERIMENTS, conclude, lab_of, made, module, save
 from experiments.workers import run
 
 HERE = Path(__file__).parent
@@ -52,7 +52,7 @@ def main(argv=None):
     n = min(args.seeds, 2) if args.quick else args.seeds
     seeds = {name: getattr(module(name), "SEEDS", range(FIRST_SEED, FIRST_SEED + n))
              for name in (EXPERIMENTS if "all" in args.names else args.names)}
-    code = {name: code_of(name) for name in seeds}
+    code = {name: code_of(name, lab_of(name)) for name in seeds}
     measured = {name: made(results, name, code[name]) for name in seeds}
     left = {name: [seed for seed in seeds[name] if seed not in measured[name]] for name in seeds}
     failed, log, begin = {}, results / "log.txt", time.monotonic()

@@ -14,6 +14,7 @@ experiment goes on where it was; a changed program or setting begins anew.
 import ast
 import hashlib
 import json
+import os
 from contextlib import ExitStack, contextmanager
 from dataclasses import fields, replace
 from itertools import chain
@@ -22,6 +23,7 @@ from pathlib import Path
 import torch
 
 import rest
+import train_mt
 import train_toy
 from experiments import variants  # noqa: F401 (adds them to the tables)
 from infra import measures
@@ -33,6 +35,7 @@ HERE = Path(__file__).parent
 PROGRAM = ("rest", "losses", "reward", "model", "train_toy", "experiments/variants",
            *(f"infra/{name}" for name in ("batches", "demo", "measures", "pairs", "processes",
                                           "sampling", "seeds", "trainer")))
+TEXT_PROGRAM = ("train_mt", "infra/beam", "infra/corpus", "infra/text")  # for TextLab, these too
 QUICK = dict(shortest=3, longest=6, demonstrations=200, rated_sources=120, eval_sources=40,
              test_sources=60, d_model=32, bc_updates=80, reward_updates=40, updates=12,
              evaluate_every=6, batch_tokens=512, value_updates=20, ppo_batch=128)
@@ -58,10 +61,19 @@ LOOKED_AT_FROM = {
 class Lab:
     """What the experiments ask of one seed."""
 
+    program, name = train_toy, "toy"
+
     def __init__(self, seed, quick=False, cache=HERE / "cache"):
         self.seed = seed
-        self.folder = Path(cache) / CODE
-        self.usual = train_toy.Settings(seed=seed, device="cpu", **(QUICK if quick else {}))
+        self.folder = Path(cache) / self.code()
+        self.usual = self.usual_settings(quick)
+
+    @staticmethod
+    def code():
+        return CODE
+
+    def usual_settings(self, quick):
+        return train_toy.Settings(seed=self.seed, device="cpu", **(QUICK if quick else {}))
 
     def settings(self, **changes):
         """The usual settings, but for some; another filter has thresholds of its own."""
@@ -70,25 +82,25 @@ class Lab:
 
     @contextmanager
     def prepared(self, **changes):
-        """The settings, their run, and its problem, BC policy and reward model.
+        """The settings, their run, and what prepare() of the program makes: task, BC, reward.
 
         When the block ends, however it does, other processes may have the run's folders.
         """
         settings = self.settings(**changes)
-        with SharedRun(settings, self.folder) as run:
-            yield settings, run, train_toy.prepare(settings, run, torch.device("cpu"))
+        with SharedRun(settings, self.folder, self.name) as run:
+            yield settings, run, self.program.prepare(settings, run, torch.device("cpu"))
 
     @contextmanager
     def walk(self, **changes):
-        """The problem, and an iterator over (row, policy, D_g) of BC and of each Improve."""
-        with self.prepared(**changes) as (settings, run, toy):
-            bc = measures.bc_row(toy.bc, toy.task, settings, run), toy.bc, None
-            yield toy, chain([bc], rest.rest(toy.bc, toy.task, settings, run))
+        """What is prepared, and an iterator over (row, policy, D_g) of BC and of each Improve."""
+        with self.prepared(**changes) as (settings, run, made):
+            bc = measures.bc_row(made.bc, made.task, settings, run), made.bc, None
+            yield made, chain([bc], rest.rest(made.bc, made.task, settings, run))
 
     def first_D_g(self, **changes):
-        """The scored D_g of a run's first Grow, and its problem."""
-        with self.prepared(**changes) as (settings, run, toy):
-            return rest.grow(toy.bc, toy.task, settings, 1, run)[0], toy
+        """The scored D_g of a run's first Grow, and what is prepared."""
+        with self.prepared(**changes) as (settings, run, made):
+            return rest.grow(made.bc, made.task, settings, 1, run)[0], made
 
     def rest(self, **changes):
         """The rows of BC and of each Improve."""
@@ -101,8 +113,8 @@ class Lab:
     def online(self, **changes):
         """The rows of PPO."""
         def make():
-            with self.prepared(**changes) as (settings, run, toy):
-                return [row for row, _ in rest.online(toy.bc, toy.task, settings, run)]
+            with self.prepared(**changes) as (settings, run, made):
+                return [row for row, _ in rest.online(made.bc, made.task, settings, run)]
 
         return self.cached("online", changes, make)
 
@@ -120,15 +132,32 @@ class Lab:
         return json.loads(file.read_text())
 
 
+class TextLab(Lab):
+    """The laboratory of a seed for train_mt.py, at a size of which one can afford many runs.
+
+    The data are downloaded, or in the folder that the environment variable REST_DATA names.
+    """
+
+    program, name = train_mt, "mt"
+
+    @staticmethod
+    def code():
+        return CODE + TEXT_CODE
+
+    def usual_settings(self, quick):
+        return train_mt.Settings(**train_mt.PRESETS["smoke" if quick else "small"], seed=self.seed,
+                                 device="cpu", data=os.environ.get("REST_DATA", ""))
+
+
 class SharedRun:
     """A run whose first steps lie in folders that it shares with others: a Run for each folder.
 
     All that is asked of it is asked of the Run whose step is being made, or was made last.
     """
 
-    def __init__(self, settings, folder):
+    def __init__(self, settings, folder, program="toy"):
         with ExitStack() as opened:
-            runs = {stage: opened.enter_context(Run(in_folder(stage, settings, folder), "toy"))
+            runs = {stage: opened.enter_context(Run(in_folder(stage, settings, folder), program))
                     for stage in (*STAGES, "improve")}
             self.close = opened.pop_all().close  # if one cannot be opened, all are closed
         self.own = self.at_hand = runs["improve"]
@@ -172,13 +201,13 @@ def in_folder(stage, settings, folder):
 
 def as_seen(stage, settings):
     """The settings, with those that no step up to `stage` looks at as they are by default."""
-    if settings.refresh and stage != "bc":  # then the ratings depend on the number of Grows
-        return settings
+    if getattr(settings, "refresh", False) and stage != "bc":
+        return settings  # then the ratings depend on the number of Grows
     order = ["bc", *LOOKED_AT_FROM]
     later = order[order.index(stage) + 1 :]
     default = {field.name: field.default for field in fields(settings)}
     return replace(settings, **{name: default[name] for part in later
-                                for name in LOOKED_AT_FROM[part].split()})
+                                for name in LOOKED_AT_FROM[part].split() if name in default})
 
 
 def folder_name(stage, settings):
@@ -200,9 +229,10 @@ def hash_of(*files):
     return digest.hexdigest()[:12]
 
 
-CODE = hash_of(*(HERE.parent / f"{name}.py" for name in PROGRAM))  # once, as it is run from now on
+CODE, TEXT_CODE = (hash_of(*(HERE.parent / f"{name}.py" for name in names))  # once, as it is run
+                   for names in (PROGRAM, TEXT_PROGRAM))
 
 
-def code_of(name):
+def code_of(name, lab=Lab):
     """The hash of all that the points of an experiment depend on."""
-    return CODE + hash_of(HERE / f"{name}.py", HERE / "search.py")
+    return lab.code() + hash_of(HERE / f"{name}.py", HERE / "search.py")

@@ -3,15 +3,21 @@
 import importlib
 import json
 
+from experiments.lab import Lab
 from experiments.verdicts import REPRODUCED, Points, holm
 
 EXPERIMENTS = ("improve_steps", "grow_steps", "losses", "online_rl", "best_of_n",
                "over_optimisation", "filters", "sampling", "ablations", "conditioned", "relatives",
-               "beyond", "guided", "translation")
+               "beyond", "guided", "translation", "raters")
 
 
 def module(name):
     return importlib.import_module(f"experiments.{name}")
+
+
+def lab_of(name):
+    """The kind of laboratory that an experiment's points are measured in."""
+    return getattr(module(name), "LAB", Lab)
 
 
 def save(points, code, file):

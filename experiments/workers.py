@@ -12,8 +12,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
 from multiprocessing import get_context
 
-from experiments.lab import Lab
-from experiments.scoreboard import module
+from experiments.scoreboard import lab_of, module
 
 COSTS = ("tokens_drawn", "tokens_trained", "grow_seconds", "train_seconds", "seconds")
 
@@ -37,7 +36,8 @@ def run(seeds, quick, cache, log, workers):
             for seed in sorted(idle, key=lambda seed: -len(left[seed])):
                 if left[seed] and free:
                     name, one = left[seed].pop(0), free.pop()
-                    busy[one.submit(measure, name, Lab(seed, quick, cache))] = name, seed, one
+                    lab = lab_of(name)(seed, quick, cache)
+                    busy[one.submit(measure, name, lab)] = name, seed, one
             for future in wait(busy, return_when="FIRST_COMPLETED").done:
                 name, seed, one = busy.pop(future)
                 try:

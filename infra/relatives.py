@@ -70,5 +70,5 @@ METHODS = {
     # Online policy gradient: no Grow, no filter. PPO's rounds with one update each, at which the
     # ratio is 1 and nothing is clipped: REINFORCE (Williams 1992), with the mean reward of a
     # source's samples as its baseline and the KL to BC
-    "policy-gradient": dict(grow=0, ppo_updates=1),
+    "policy-gradient": dict(grow=0, ppo=True, ppo_updates=1),
 }

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.autograd import DeviceType
 
-from benchmarks import cost, disk, floor, gpu, gpu_parts, growth, measure, parts, peers
+from benchmarks import cost, disk, floor, gpu, gpu_parts, growth, measure, parts, peers, threads
 from infra.pairs import Pairs
 from infra.relatives import METHODS
 from infra.settings import parse
@@ -284,3 +284,12 @@ def test_the_gpu_program_ends_with_a_run_and_its_rows(tmp_path, capsys):
     assert "error" not in run and [row["name"] for row in rows] == ["BC", *3 * ["ReST"], "PPO"]
     assert all(0 <= row["beam_bleu"] <= 100 and row["seconds"] >= 0 for row in rows)
     assert "ReST (1,2)" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_threads_and_processes_take_turns_idle_and_beside_work(capsys):
+    threads.main("--sizes demo --updates 1 --rounds 1 --cores 2".split())
+    lines = [line.split("  ") for line in capsys.readouterr().out.splitlines()]
+    assert len(lines) == 2 * 2 * 3  # idle and not, update and Grow, three sides
+    assert all(float(line[-1]) == 1 for line in lines if "1 thread" in "".join(line))
+    assert all(float(line[-1]) > 0 for line in lines)

@@ -17,11 +17,11 @@ import torch
 
 from experiments import __main__ as command
 from experiments import (best_of_n, conditioned, filters, guided, improve_steps, online_rl,
-                         over_optimisation, sampling, search, workers)
+                         over_optimisation, raters, sampling, search, workers)
 from experiments.__main__ import FIRST_SEED
-from experiments.lab import (HERE, LOOKED_AT_FROM, PROGRAM, STAGES, Lab, SharedRun, as_seen,
-                             folder_name, hash_of)
-from experiments.scoreboard import EXPERIMENTS, load, module, scoreboard
+from experiments.lab import (HERE, LOOKED_AT_FROM, PROGRAM, STAGES, Lab, SharedRun, TextLab,
+                             as_seen, folder_name, hash_of)
+from experiments.scoreboard import EXPERIMENTS, lab_of, load, module, scoreboard
 from experiments.verdicts import (CONTRADICTED, OPEN, REPRODUCED, T975, Claim, Comparison, Points,
                                   holm, interval, p_above)
 from infra.pairs import Pairs
@@ -315,14 +315,14 @@ def test_of_each_file_it_is_known_whether_a_result_depends_on_it():
 # --------------------------------------------------------------------------------- the experiments
 
 
-class DryLab(Lab):
+class Dry:
     """Checks all settings that an experiment asks for, and answers with made-up numbers."""
 
     def row(self, name, settings, g=0, i=0):
         values = {key: self.rng.random() for key in (
             "reward", "greedy_reward", "cool_reward", "oracle", "greedy_oracle", "cool_oracle",
             "kl_to_bc", "reward_error", "entropy", "length", "distinct_2", "grow_seconds",
-            "train_seconds")} | {"threshold": settings.thresholds[0]}
+            "train_seconds", "bleu", "sampled_bleu", "beam_bleu")} | {"threshold": settings.thresholds[0]}
         return {"name": name, "loss": settings.loss, "grow": g, "improve": i, "samples": 8,
                 "tokens_drawn": 50, "tokens_trained": 9, **values}
 
@@ -337,6 +337,11 @@ class DryLab(Lab):
 
     def cached(self, name, changes, make):
         s = self.settings(**changes)
+        if name.split(", ")[0] in raters.RATERS:
+            label = dict(zip(("rater", "sources"), name.split(", ")))
+            return [{"part": "rater", "pairs": 0.5, "best": 30.0, **label},
+                    *({"part": "ReST", **label, "step": step, **row}
+                      for step, row in enumerate(self.rest(**changes)))]
         residual = {f"{end} {by}": 0.1 for end in ("low", "high") for by in ("reward", "oracle")}
         return {"levels": [{"kept": 0.5, "values": {f: 0.5 for f in filters.FILTER}}] * 7,
                 "mean-of-D_g": 0.5, "residual": residual,
@@ -352,7 +357,7 @@ def test_all_settings_and_claims_of_an_experiment_make_sense(name, tmp_path):
     """Nothing is trained: each setting exists and has a value that it may have."""
     points = []
     for seed in (0, 1):
-        lab = DryLab(seed, True, tmp_path)
+        lab = type("DryLab", (Dry, lab_of(name)), {})(seed, True, tmp_path)
         lab.rng = np.random.default_rng(seed)
         points += [{"seed": seed, **point} for point in module(name).points(lab)]
     assert all(claim.comparisons for claim in module(name).claims(Points(points)))
@@ -375,6 +380,37 @@ def test_what_experiments_measure_themselves(tmp_path, monkeypatch):
     assert sampling.spread_of(D_g)["best"] > D_g.reward.mean()
     assert set(over_optimisation.residuals(D_g, toy)) == {
         "low reward", "high reward", "low oracle", "high oracle"}
+
+
+@pytest.fixture
+def text_lab(tmp_path, monkeypatch):
+    """A tiny laboratory of train_mt.py on an invented corpus."""
+    rng, words = np.random.default_rng(0), "ein zwei rote blaue Hunde Katzen laufen".split()
+    for split, n in (("train", 120), ("val", 12), ("test", 12)):
+        lines = [" ".join(rng.choice(words, 4)) + "." for _ in range(n)]
+        for language, of in (("de", lines), ("en", [line.upper() for line in lines])):
+            (tmp_path / f"{split}.{language}").write_text("\n".join(of) + "\n")
+    monkeypatch.setenv("REST_DATA", str(tmp_path))
+    lab = TextLab(0, True, tmp_path / "cache")
+    lab.usual = replace(lab.usual, vocab_size=300, d_model=16, d_ff=32, heads=2, bc_updates=10,
+                        bc_evaluate_every=5, rated_sources=20, reward_updates=4, grow_sources=20,
+                        samples=3, updates=2, evaluate_every=1, max_len=24, batch_tokens=256)
+    return lab
+
+
+def test_the_better_a_rater_knows_the_reference_the_better_it_ranks(text_lab, monkeypatch):
+    pytest.importorskip("sacrebleu")
+    monkeypatch.setattr(raters, "USUAL", raters.USUAL | dict(limit=60, improve=(2,)))
+    points = [*raters.points(text_lab)]
+    for sources in ("seen", "new"):
+        pairs = {q["rater"]: q["pairs"] for q in points
+                 if q["part"] == "rater" and q["sources"] == sources}
+        assert list(pairs) == list(raters.RATERS)
+        assert pairs["chrF"] == 1 > pairs["chrF + 0.1 noise"] > pairs["chance"]
+        assert abs(pairs["chance"] - 0.5) < 0.1
+    rows = [q for q in points if q["part"] == "ReST"]
+    assert [q["step"] for q in rows] == 2 * len(raters.RATERS) * [0, 1, 2]
+    assert len({q["bleu"] for q in rows if q["step"] == 0}) == 1
 
 
 @pytest.fixture(scope="module")

@@ -462,6 +462,21 @@ def write_ratings(path, n=60, outputs=3):
     return path
 
 
+@pytest.mark.parametrize("asked, threads", [(None, 1), ("3", 2)])
+def test_one_thread_unless_asked_for(corpus, tmp_path, monkeypatch, asked, threads):
+    """Beside other work, several are slower than one; processes (torchrun) are not."""
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if asked:  # PyTorch reads it when it is imported: here it only says who decides
+        monkeypatch.setenv("OMP_NUM_THREADS", asked)
+    torch.set_num_threads(2)
+    try:
+        run_cli(lambda: main(tmp_path / "run", corpus, "--stop-after", "bc"))
+    finally:
+        torch.set_num_threads(1)
+    config = json.loads((tmp_path / "run/config.json").read_text())
+    assert config["environment"]["threads"] == threads
+
+
 QUICK = ["--no-ppo", "--improve", "1", "--best-of", "1"]
 
 

@@ -1,0 +1,156 @@
+"""Raters: what must a reward know, so that ReST makes a policy better, and not only sharper?
+
+Varied     the rater, and with it how many pairs of one source's samples it ranks as the reference
+           does: chance; the BC policy's own log-probability a token; the learned reward model;
+           chrF++ against the reference itself, with and without noise. And the sources of Grow:
+           those that the policy was cloned from, or as many others, which it has never seen, and
+           of whose references only the true raters know.
+Held       Multi30k De-En, `train_mt.py --preset small`, ReST (1,4); the policy and the learned
+           reward model see one half of the corpus. Samples only, D stays out: a reference that is
+           its own best output would be cloned once more.
+Takes      about half an hour a seed on one core.
+
+What is compared is what no rater was trained on: BLEU on the test set, of samples, of greedy
+outputs, of beam search. The margin is half a point of BLEU.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+import rest
+from experiments.lab import TextLab
+from experiments.plot import BLUE, GREY, VERMILLION, interval, panels
+from experiments.verdicts import Claim
+from infra.corpus import bleu_chrf, bleu_of, sacrebleu
+from infra.measures import bc_row
+from infra.pairs import Pairs, score
+from infra.sampling import logprobs_of, sample_outputs
+from infra.seeds import stream
+from infra.text import Corpus, download_multi30k, read_parallel
+from reward import ordered_within_source
+
+LAB = TextLab
+SEEDS = range(3)
+RATERS = ("chance", "log-probability", "learned", "chrF + 0.1 noise", "chrF")
+HALF = 14500  # pairs that the policy is cloned from
+USUAL = dict(limit=HALF, grow=1, improve=(4,), unfiltered=False, human_data="out")
+KINDS = {"samples": "sampled_bleu", "greedy": "bleu", "beam 5": "beam_bleu"}
+N = 16  # samples of each validation source, by which a rater is judged
+
+
+def points(lab):
+    for sources in ("seen", "new"):
+        for name in RATERS:
+            yield from lab.cached(f"{name}, {sources}", USUAL, lambda: measured(
+                lab, name, sources))
+
+
+def measured(lab, name, sources):
+    """How well the rater ranks BC's samples of validation, and the rows of ReST with it."""
+    with lab.prepared(**USUAL) as (settings, run, mt):
+        more = other_half(mt.texts, settings)
+        task = replace(mt.task, reward=rater(name, mt, more, lab.seed))
+        if sources == "new":
+            task.sources = mt.texts.ids(more.sources)
+            task.data = Pairs.of(range(len(more.sources)), mt.texts.ids(more.targets), human=True)
+        label = {"rater": name, "sources": sources}
+        rows = [bc_row(mt.bc, mt.task, settings, run)]
+        rows += [row for row, *_ in rest.rest(mt.bc, task, settings)]
+        return [{"part": "rater", **label, **judged(task, mt, settings)},
+                *({"part": "ReST", **label, "step": step, **row}
+                  for step, row in enumerate(rows))]
+
+
+def other_half(texts, settings):
+    """What of the corpus lies beyond settings.limit."""
+    whole = read_parallel(settings.data or download_multi30k(Path(settings.cache)), "train",
+                          settings.src, settings.tgt)
+    pairs = [pair for pair in zip(whole.sources[settings.limit :], whole.targets[settings.limit :])
+             if not any(map(texts.too_long, pair))]
+    return Corpus(*map(list, zip(*pairs)))
+
+
+def judged(task, mt, settings):
+    """On N samples of each validation source at the temperature of Grow."""
+    val = mt.texts["val"]
+    pool = sample_outputs(mt.bc, task.eval_sources, N, ("raters", settings.seed), task.max_len,
+                          settings.temperature[0], **settings.decoding())
+    pool = score(pool, task.eval_sources, task.reward)
+    lines = mt.texts.lines(pool.targets())
+    best = np.arange(len(val.targets)) * N + pool.reward.reshape(-1, N).argmax(1)
+    found = bleu_chrf([lines[i] for i in best], val.targets, bleu_of(settings))
+    truth = chrf(lines, [val.targets[i] for i in pool.source])
+    return {"pairs": ordered_in_blocks(pool, truth), "best": found["bleu"]}
+
+
+def ordered_in_blocks(pool, truth):
+    """As ordered_within_source, whose memory grows with the square, for a hundred sources each."""
+    cut = [np.flatnonzero(pool.source // 100 == k) for k in range(pool.source.max() // 100 + 1)]
+    return float(np.mean([ordered_within_source(pool.source[i], pool.reward[i], truth[i])
+                          for i in cut]))
+
+
+def chrf(lines, references):
+    """chrF++ with precision and recall of equal weight, as train_mt.py's ratings, in [0, 1]."""
+    metric = sacrebleu().CHRF(word_order=2, beta=1)
+    return np.array([metric.sentence_score(line, [reference]).score / 100
+                     for line, reference in zip(lines, references)])
+
+
+def rater(name, mt, more, seed):
+    """(sources, outputs) -> (n,) in [0, 1]"""
+    if name == "learned":
+        return mt.task.reward
+    if name == "log-probability":
+        return lambda sources, outputs: likelihood(mt.bc, sources, outputs)
+    rng = stream("raters", seed)
+    if name == "chance":
+        return lambda sources, outputs: rng.random(len(outputs))
+    noise = float(name.split()[2]) if "noise" in name else 0.0
+    reference = {tuple(x): y for corpus in (*mt.texts.corpora.values(), more)
+                 for x, y in zip(mt.texts.ids(corpus.sources), corpus.targets)}
+
+    def true(sources, outputs):
+        found = chrf(mt.texts.lines(outputs), [reference[tuple(x)] for x in sources])
+        return np.clip(found + noise * rng.standard_normal(len(found)), 0, 1)
+
+    return true
+
+
+def likelihood(policy, sources, outputs):
+    """exp of the mean log-probability of a token"""
+    pairs = Pairs.of(np.arange(len(outputs)), outputs)
+    total = np.add.reduceat(logprobs_of(policy, sources, pairs), pairs.starts[:-1])
+    return np.exp(total / pairs.lengths)
+
+
+def claims(p):
+    bc = dict(part="ReST", rater="learned", sources="seen", step=0)
+    for kind, key in KINDS.items():
+        for sources in ("seen", "new"):
+            yield Claim("", f"BLEU of ReST (1,4) − BC on captions, {kind}, {sources} sources", [
+                p.compare(name, "+", key, dict(part="ReST", rater=name, sources=sources, step=4),
+                          bc, scale=1, margin=0.5) for name in RATERS])
+
+
+def figure(p):
+    picture, axes = panels("raters", 3, 16, 5)
+    for ax, (kind, key) in zip(axes, KINDS.items()):
+        for sources, colour in (("seen", BLUE), ("new", VERMILLION)):
+            here = [p.where(rater=name, sources=sources) for name in RATERS]
+            x = [100 * q.values("pairs", 1, part="rater").mean() for q in here]
+            y, half = np.array([interval(q.values(key, 1, part="ReST", step=4)
+                                         - q.values(key, 1, part="ReST", step=0))
+                                for q in here]).T
+            ax.errorbar(x, y, yerr=half if np.isfinite(half).all() else None, color=colour,
+                        marker="o", ls="none", capsize=3, label=f"{sources} sources")
+        for name, at, top in zip(RATERS, x, y):
+            ax.annotate(name, (at, top), (0, 8), textcoords="offset points", ha="center",
+                        fontsize=8, color=GREY)
+        ax.axhline(0, color=GREY, lw=1)
+        ax.margins(x=0.15, y=0.15)
+        ax.set(title=f"BLEU above BC, {kind}", xlabel="% of a source's pairs ranked as by chrF")
+    axes[0].legend(frameon=False)
+    return picture
