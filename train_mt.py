@@ -342,7 +342,7 @@ def main(argv=None):
     bleu_of(settings)  # is everything there that the end will need?
     device = choose_device(settings.device)
     if device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(1)  # more lose much beside other work; torchrun does not: docs/speed.md
+        torch.set_num_threads(1)  # more lose beside other work; processes do not: docs/speed.md
     with Run(settings, "mt") as run:
         if settings.show:
             texts = Texts(settings, run)

@@ -1,10 +1,11 @@
 """Where the time goes: a training step and a Grow, with one part after the other left out.
 
     python -m benchmarks.parts --width 128 256
+    python -m benchmarks.parts --demo              # the model of train_toy.py
 
-Dense batches of 2 048 tokens; 32 sources times 16 samples of 32 tokens. "Products" is the floor of
-benchmarks.floor; the other shares are what is saved without that part. What is missing to 1 is
-copies, sums, gradients of biases, the optimiser, Python.
+Dense batches of 2 048 tokens (the demo's: 1 024); 32 sources times 16 samples of 32 tokens.
+"Products" is the floor of benchmarks.floor; the other shares are what is saved without that part.
+What is missing to 1 is copies, sums, gradients of biases, the optimiser, Python.
 """
 
 import argparse
@@ -22,6 +23,7 @@ from benchmarks.grow import sizes
 from benchmarks.measure import Table, median, side_by_side, times_faster
 from benchmarks.training import dense, ours
 from infra.cli import keep_memory
+from model import Config
 
 
 def no_attention(q, k, v, **_):
@@ -41,6 +43,9 @@ GROW = BOTH | {"draw": (model, "sample_token",
                         lambda logits, u, *_: (torch.full_like(u, 4).long(), u))}
 
 
+DEMO = Config(94, 64, 2, 1, 1, 128, 0.1, 64)
+
+
 def without(part, function):
     def run():
         with patch.object(*part) if part else nullcontext():
@@ -52,13 +57,16 @@ def main(argv=None):
     parser = argparse.ArgumentParser(prog="python -m benchmarks.parts",
                                      description=__doc__.split("\n")[0])
     parser.add_argument("--width", type=int, nargs="+", default=[128])
+    parser.add_argument("--demo", action="store_true", help="the demo's model in place of widths")
     parser.add_argument("--rounds", type=int, default=7)
     args = parser.parse_args(argv)
     keep_memory()
-    pairs, src = dense(2048, 5), torch.randint(4, 4000, (32, 16))
+    torch.set_num_threads(1)
+    configs = {"demo": DEMO} if args.demo else {width: sizes(width, 32) for width in args.width}
     table = Table("width", "what", "part", "share")
-    for width in args.width:
-        config = sizes(width, 32)
+    for width, config in configs.items():
+        pairs = dense(1024 if args.demo else 2048, 5, vocabulary=config.vocab_size)
+        src = torch.randint(4, config.vocab_size, (32, 16))
         policy = peers.NeverEnding(config).eval()
         for what, parts, function, least in (
                 ("training", TRAINING, lambda: ours(config, pairs),

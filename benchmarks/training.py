@@ -94,10 +94,10 @@ def joeynmt(config, pairs, as_it_comes=False):
     return train
 
 
-def dense(batch_tokens, count, length=16):
+def dense(batch_tokens, count, length=16, vocabulary=4000):
     """Batches of random pairs that all have the same length."""
     rng = torch.Generator().manual_seed(0)
-    made = torch.randint(4, 4000, (count, 2, batch_tokens // length, length), generator=rng)
+    made = torch.randint(4, vocabulary, (count, 2, batch_tokens // length, length), generator=rng)
     made[..., -1] = EOS
     return [tuple(pair) for pair in made]
 

@@ -41,6 +41,7 @@ N = 16  # samples of each validation source, by which a rater is judged
 
 
 def points(lab):
+    yield {"part": "both halves cloned", **lab.rest(limit=0, grow=0)[0]}
     for sources in ("seen", "new"):
         for name in RATERS:
             yield from lab.cached(f"{name}, {sources}", USUAL, lambda: measured(
@@ -133,6 +134,9 @@ def claims(p):
             yield Claim("", f"BLEU of ReST (1,4) − BC on captions, {kind}, {sources} sources", [
                 p.compare(name, "+", key, dict(part="ReST", rater=name, sources=sources, step=4),
                           bc, scale=1, margin=0.5) for name in RATERS])
+        yield Claim("", f"BLEU of BC on both halves − BC on one, {kind}", [
+            p.compare("cloned", "+", key, dict(part="both halves cloned"), bc, scale=1,
+                      margin=0.5)])
 
 
 def figure(p):

@@ -322,7 +322,8 @@ class Dry:
         values = {key: self.rng.random() for key in (
             "reward", "greedy_reward", "cool_reward", "oracle", "greedy_oracle", "cool_oracle",
             "kl_to_bc", "reward_error", "entropy", "length", "distinct_2", "grow_seconds",
-            "train_seconds", "bleu", "sampled_bleu", "beam_bleu")} | {"threshold": settings.thresholds[0]}
+            "train_seconds", "bleu", "sampled_bleu", "beam_bleu")}
+        values["threshold"] = settings.thresholds[0]
         return {"name": name, "loss": settings.loss, "grow": g, "improve": i, "samples": 8,
                 "tokens_drawn": 50, "tokens_trained": 9, **values}
 
