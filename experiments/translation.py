@@ -7,7 +7,7 @@ Varied     the method: ReST, PPO with a KL to BC.
 Held       Multi30k De-En and the settings of `train_mt.py --preset cpu`.
 Takes      no time here: it reads docs/results/, which took an hour a seed. A seed's run is
 
-    python train_mt.py --seed 0            # docs/results/mt-0
+    python train_mt.py --seed 0 --ppo      # docs/results/mt-0
 
 The margin is one point of reward, half a point of BLEU or chrF.
 """
