@@ -18,7 +18,7 @@ import torch
 from experiments import __main__ as command
 from experiments import (best_of_n, conditioned, filters, guided, improve_steps, online_rl,
                          over_optimisation, raters, sampling, search, workers)
-from experiments.__main__ import FIRST_SEED
+from experiments.__main__ import FIRST_SEED, NAMES
 from experiments.lab import (HERE, LOOKED_AT_FROM, PROGRAM, STAGES, Lab, SharedRun, TextLab,
                              as_seen, folder_name, hash_of)
 from experiments.scoreboard import EXPERIMENTS, lab_of, load, module, scoreboard
@@ -353,7 +353,7 @@ class Dry:
                               for policy in best_of_n.POLICIES for n in best_of_n.COUNTS]}[name]
 
 
-@pytest.mark.parametrize("name", ["search", *EXPERIMENTS])
+@pytest.mark.parametrize("name", NAMES)
 def test_all_settings_and_claims_of_an_experiment_make_sense(name, tmp_path):
     """Nothing is trained: each setting exists and has a value that it may have."""
     points = []
