@@ -16,7 +16,6 @@ FILE.tsv trains it on human ratings instead, and --reward FILE.py:function repla
 Left out: back-translation, ensembling, sub-word regularisation, tagging of languages.
 """
 
-import os
 import sys
 from dataclasses import dataclass
 from functools import partial
@@ -29,7 +28,7 @@ import rest
 import reward as rm
 from infra.cli import choose_device, run_cli
 from infra.corpus import (Texts, against_references, before_and_after, bleu_chrf, bleu_of,
-                          example_heads, example_lines, sacrebleu)
+                          example_heads, example_lines, sentence_chrf)
 from infra.errors import UserError, as_user_error
 from infra.evaluate import evaluate, table_of
 from infra.measures import bc_row, best_of_n_step, mean_reward
@@ -124,8 +123,6 @@ def made_ratings(bc, texts, split, n, settings):
     """Ratings of n sources by chrF against the reference -> ids of the sources, rated Pairs.
 
     What is rated: a sample of BC at each temperature, one of them corrupted, and the reference.
-    chrF++ (character 1- to 6-grams, word 1- and 2-grams; Popović 2017), with precision and recall
-    of equal weight: chrF's usual β = 2 counts recall four times, and so forgives saying it twice.
     Against itself the reference would get 1, which no other person's translation gets: it is rated
     like the best of its source's samples.
     """
@@ -141,9 +138,7 @@ def made_ratings(bc, texts, split, n, settings):
         outputs.append(texts.lines(drawn.targets()))
     good = outputs[len(outputs) // 2]  # those of the middle temperature
     outputs.append([corrupt(y, good[rng.integers(len(good))], rng) for y in good])
-    chrf = sacrebleu().CHRF(word_order=2, beta=1)
-    ratings = [[chrf.sentence_score(y, [reference]).score / 100
-                for y, reference in zip(lines, references)] for lines in outputs]
+    ratings = [sentence_chrf(lines, references) for lines in outputs]
     outputs.append(references)
     ratings.append(np.max(ratings, axis=0))
     return sources, Pairs.of(np.tile(np.arange(len(sources)), len(outputs)),
@@ -342,8 +337,6 @@ def main(argv=None):
                      method=METHODS)
     bleu_of(settings)  # is everything there that the end will need?
     device = choose_device(settings.device)
-    if device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(1)  # more lose beside other work; processes do not: docs/speed.md
     with Run(settings, "mt") as run:
         if settings.show:
             texts = Texts(settings, run)

@@ -382,7 +382,6 @@ def main(argv=None):
                      task={name: problem.usual for name, problem in TASKS.items()},
                      preset=PRESETS, method=METHODS)
     device = choose_device(settings.device)
-    torch.set_num_threads(1)  # more gain little at this size, and lose much beside other work
     with Run(settings, "toy") as run:
         if settings.show:
             problem = TASKS[settings.task](settings)

@@ -21,9 +21,9 @@ import model
 from benchmarks import floor, peers
 from benchmarks.grow import sizes
 from benchmarks.measure import Table, median, side_by_side, times_faster
+from benchmarks.threads import SIZES
 from benchmarks.training import dense, ours
 from infra.cli import keep_memory
-from model import Config
 
 
 def no_attention(q, k, v, **_):
@@ -43,9 +43,6 @@ GROW = BOTH | {"draw": (model, "sample_token",
                         lambda logits, u, *_: (torch.full_like(u, 4).long(), u))}
 
 
-DEMO = Config(94, 64, 2, 1, 1, 128, 0.1, 64)
-
-
 def without(part, function):
     def run():
         with patch.object(*part) if part else nullcontext():
@@ -62,7 +59,9 @@ def main(argv=None):
     args = parser.parse_args(argv)
     keep_memory()
     torch.set_num_threads(1)
-    configs = {"demo": DEMO} if args.demo else {width: sizes(width, 32) for width in args.width}
+    configs = {width: sizes(width, 32) for width in args.width}
+    if args.demo:
+        configs = {"demo": SIZES["demo"][0]}
     table = Table("width", "what", "part", "share")
     for width, config in configs.items():
         pairs = dense(1024 if args.demo else 2048, 5, vocabulary=config.vocab_size)

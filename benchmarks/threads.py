@@ -20,15 +20,22 @@ import numpy as np
 import torch
 
 import rest
+import train_mt
+import train_toy
 from infra import processes
 from infra.cli import keep_memory
 from infra.pairs import Pairs
 from infra.sampling import sample_outputs
 from model import EOS, Config, Transformer
 
-SIZES = {  # vocabulary, width, heads, layers, d_ff, dropout; tokens of a batch; longest sentence
-    "demo": ((94, 64, 2, 1, 1, 128, 0.1), 1024, 16),
-    "translation": ((4000, 128, 4, 3, 3, 512, 0.2), 1024, 24),
+TOY, MT = train_toy.Settings(), train_mt.Settings()
+LANGUAGE = train_toy.Language(TOY)
+SIZES = {  # the networks of both programs; tokens of a batch; longest sentence
+    "demo": (Config(LANGUAGE.vocab_size, TOY.d_model, 2, TOY.layers, TOY.layers, 2 * TOY.d_model,
+                    TOY.dropout, LANGUAGE.positions), TOY.batch_tokens, TOY.longest),
+    "translation": (Config(MT.vocab_size, MT.d_model, MT.heads, MT.encoder_layers,
+                           MT.decoder_layers, MT.d_ff, MT.dropout, MT.max_len),
+                    MT.batch_tokens, 24),
 }
 
 
@@ -57,6 +64,7 @@ def main(argv=None):
 
 
 def compare(size, where, sides, rounds):
+    """Time the sides in turn and print a line for each side and each of its two works."""
     busy = where != "idle" and subprocess.Popen([sys.executable, "-c", "while True: pass"])
     try:
         took = {name: [] for name in sides}
@@ -102,13 +110,13 @@ def worker(size, updates):
     """For each line of standard input: do both, and print what they took."""
     keep_memory()
     processes.start()
-    (vocabulary, width, heads, *layers, d_ff, dropout), batch_tokens, longest = SIZES[size]
+    config, batch_tokens, longest = SIZES[size]
     rng, n = np.random.default_rng(0), 4000
-    sources, targets = ([np.append(rng.integers(3, vocabulary, k), EOS)
+    sources, targets = ([np.append(rng.integers(3, config.vocab_size, k), EOS)
                          for k in rng.integers(8, longest, n)] for _ in range(2))
     pairs = Pairs.of(range(n), targets, human=True)
     torch.manual_seed(0)
-    policy = Transformer(Config(vocabulary, width, heads, *layers, d_ff, dropout, max_len=64))
+    policy = Transformer(config)
     settings = rest.Settings(batch_tokens=batch_tokens)
     for _ in sys.stdin:
         start = time.perf_counter()

@@ -129,6 +129,11 @@ def keep_memory():
 
 
 def choose_device(name):
+    """The device of --device, by default a GPU where there is one. A CPU computes on one thread.
+
+    Several are slow beside other work, as they wait for each other at every operation; processes
+    (torchrun) are not (docs/speed.md). OMP_NUM_THREADS in the environment asks for more.
+    """
     try:
         device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
     except RuntimeError:
@@ -146,4 +151,6 @@ def choose_device(name):
         torch.cuda.set_device(processes.rank() % torch.cuda.device_count() if device.index is None
                               else device)
         torch.backends.cuda.enable_cudnn_sdp(False)  # it makes a plan for each new shape: slow
+    elif "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(1)
     return device

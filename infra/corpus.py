@@ -126,6 +126,15 @@ def bleu_chrf(outputs, references, bleu):
             "signature": f"BLEU {bleu.get_signature()}, chrF {chrf.get_signature()}"}
 
 
+def sentence_chrf(outputs, references):
+    """chrF++ (character 1- to 6-grams, word 1- and 2-grams; Popović 2017) of n lines -> (n,) in
+    [0, 1], with precision and recall of equal weight: chrF's usual β = 2 counts recall four times,
+    and so forgives saying it twice."""
+    metric = sacrebleu().CHRF(word_order=2, beta=1)
+    return np.array([metric.sentence_score(y, [reference]).score / 100
+                     for y, reference in zip(outputs, references)])
+
+
 def quality(outputs, references, bleu):
     """n translations (lines) measured against n references -> a part of a row.
 
