@@ -29,7 +29,7 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "experiments" / "results"
 LARGE = STYLE | {"font.size": 15, "axes.titlesize": 15, "lines.linewidth": 2.5, "svg.hashsalt": "",
                  "lines.markersize": 7, "svg.fonttype": "path"}
-MEASURED = ("losses", "over_optimisation", "relatives", "filters", "online_rl")
+MEASURED = ("losses", "over_optimisation", "relatives", "filters", "online_rl", "raters")
 
 
 def draw(folder, work):

@@ -23,7 +23,7 @@ import rest
 from experiments.lab import TextLab
 from experiments.plot import BLUE, GREY, VERMILLION, interval, panels
 from experiments.verdicts import Claim
-from infra.corpus import bleu_chrf, bleu_of, sacrebleu
+from infra.corpus import bleu_chrf, bleu_of, sentence_chrf
 from infra.measures import bc_row
 from infra.pairs import Pairs, score
 from infra.sampling import logprobs_of, sample_outputs
@@ -82,7 +82,7 @@ def judged(task, mt, settings):
     lines = mt.texts.lines(pool.targets())
     best = np.arange(len(val.targets)) * N + pool.reward.reshape(-1, N).argmax(1)
     found = bleu_chrf([lines[i] for i in best], val.targets, bleu_of(settings))
-    truth = chrf(lines, [val.targets[i] for i in pool.source])
+    truth = sentence_chrf(lines, [val.targets[i] for i in pool.source])
     return {"pairs": ordered_in_blocks(pool, truth), "best": found["bleu"]}
 
 
@@ -91,13 +91,6 @@ def ordered_in_blocks(pool, truth):
     cut = [np.flatnonzero(pool.source // 100 == k) for k in range(pool.source.max() // 100 + 1)]
     return float(np.mean([ordered_within_source(pool.source[i], pool.reward[i], truth[i])
                           for i in cut]))
-
-
-def chrf(lines, references):
-    """chrF++ with precision and recall of equal weight, as train_mt.py's ratings, in [0, 1]."""
-    metric = sacrebleu().CHRF(word_order=2, beta=1)
-    return np.array([metric.sentence_score(line, [reference]).score / 100
-                     for line, reference in zip(lines, references)])
 
 
 def rater(name, mt, more, seed):
@@ -114,7 +107,7 @@ def rater(name, mt, more, seed):
                  for x, y in zip(mt.texts.ids(corpus.sources), corpus.targets)}
 
     def true(sources, outputs):
-        found = chrf(mt.texts.lines(outputs), [reference[tuple(x)] for x in sources])
+        found = sentence_chrf(mt.texts.lines(outputs), [reference[tuple(x)] for x in sources])
         return np.clip(found + noise * rng.standard_normal(len(found)), 0, 1)
 
     return true
@@ -140,21 +133,21 @@ def claims(p):
 
 
 def figure(p):
-    picture, axes = panels("raters", 3, 16, 5)
+    picture, axes = panels("raters", 3, 16, 5.2)
     for ax, (kind, key) in zip(axes, KINDS.items()):
-        for sources, colour in (("seen", BLUE), ("new", VERMILLION)):
+        for sources, colour, shift in (("seen", BLUE, -0.1), ("new", VERMILLION, 0.1)):
             here = [p.where(rater=name, sources=sources) for name in RATERS]
-            x = [100 * q.values("pairs", 1, part="rater").mean() for q in here]
             y, half = np.array([interval(q.values(key, 1, part="ReST", step=4)
                                          - q.values(key, 1, part="ReST", step=0))
                                 for q in here]).T
-            ax.errorbar(x, y, yerr=half if np.isfinite(half).all() else None, color=colour,
-                        marker="o", ls="none", capsize=3, label=f"{sources} sources")
-        for name, at, top in zip(RATERS, x, y):
-            ax.annotate(name, (at, top), (0, 8), textcoords="offset points", ha="center",
-                        fontsize=8, color=GREY)
+            ax.errorbar(np.arange(len(RATERS)) + shift, y,
+                        yerr=half if np.isfinite(half).all() else None, color=colour, marker="o",
+                        ls="none", capsize=3, label=f"{sources} sources")
+        pairs = [p.where(rater=name, part="rater", sources="seen").values("pairs").mean()
+                 for name in RATERS]
+        ax.set_xticks(range(len(RATERS)), [f"{name}\n{share:.0f} %" for name, share in
+                                           zip(RATERS, pairs)], fontsize=8)
         ax.axhline(0, color=GREY, lw=1)
-        ax.margins(x=0.15, y=0.15)
-        ax.set(title=f"BLEU above BC, {kind}", xlabel="% of a source's pairs ranked as by chrF")
+        ax.set(title=f"BLEU above BC, {kind}", xlabel="rater; pairs that it ranks as chrF does")
     axes[0].legend(frameon=False)
     return picture

@@ -20,12 +20,13 @@ from experiments import (best_of_n, conditioned, filters, guided, improve_steps,
                          over_optimisation, raters, sampling, search, workers)
 from experiments.__main__ import FIRST_SEED, NAMES
 from experiments.lab import (HERE, LOOKED_AT_FROM, PROGRAM, STAGES, Lab, SharedRun, TextLab,
-                             as_seen, folder_name, hash_of)
+                             as_seen, code_of, folder_name, hash_of)
 from experiments.scoreboard import EXPERIMENTS, lab_of, load, module, scoreboard
 from experiments.verdicts import (CONTRADICTED, OPEN, REPRODUCED, T975, Claim, Comparison, Points,
                                   holm, interval, p_above)
 from infra.pairs import Pairs
 from infra.storage import LOCKS
+from infra.text import read_parallel
 from model import EOS
 from rest import FILTERS
 from reward import ValueModel
@@ -312,6 +313,12 @@ def test_of_each_file_it_is_known_whether_a_result_depends_on_it():
         str(file.relative_to(ROOT).with_suffix("")) for file in files)
 
 
+def test_a_result_on_text_depends_on_the_translation_program_too():
+    files = ["train_mt", "infra/beam", "infra/corpus", "infra/text"]
+    assert TextLab.code() == Lab.code() + hash_of(*(ROOT / f"{name}.py" for name in files))
+    assert code_of("raters", TextLab).startswith(TextLab.code())
+
+
 # --------------------------------------------------------------------------------- the experiments
 
 
@@ -393,9 +400,10 @@ def text_lab(tmp_path, monkeypatch):
             (tmp_path / f"{split}.{language}").write_text("\n".join(of) + "\n")
     monkeypatch.setenv("REST_DATA", str(tmp_path))
     lab = TextLab(0, True, tmp_path / "cache")
-    lab.usual = replace(lab.usual, vocab_size=300, d_model=16, d_ff=32, heads=2, bc_updates=10,
-                        bc_evaluate_every=5, rated_sources=20, reward_updates=4, grow_sources=20,
-                        samples=3, updates=2, evaluate_every=1, max_len=24, batch_tokens=256)
+    lab.usual = replace(lab.usual, vocab_size=300, d_model=16, d_ff=32, heads=2, bc_updates=150,
+                        bc_evaluate_every=75, bc_lr=1e-2, rated_sources=20, reward_updates=4,
+                        grow_sources=20, samples=3, updates=2, evaluate_every=1, max_len=24,
+                        batch_tokens=256)
     return lab
 
 
@@ -409,9 +417,17 @@ def test_the_better_a_rater_knows_the_reference_the_better_it_ranks(text_lab, mo
         assert list(pairs) == list(raters.RATERS)
         assert pairs["chrF"] == 1 > pairs["chrF + 0.1 noise"] > pairs["chance"]
         assert abs(pairs["chance"] - 0.5) < 0.1
+        best = {q["rater"]: q["best"] for q in points
+                if q["part"] == "rater" and q["sources"] == sources}
+        assert best["chrF"] > best["chance"]
     rows = [q for q in points if q["part"] == "ReST"]
     assert [q["step"] for q in rows] == 2 * len(raters.RATERS) * [0, 1, 2]
     assert len({q["bleu"] for q in rows if q["step"] == 0}) == 1
+    assert len({q["reward"] for q in rows if q["rater"] == "learned" and q["step"] == 1}) == 2
+    with text_lab.prepared(**raters.USUAL) as (settings, _, mt):
+        there = read_parallel(settings.data, "train", "de", "en")
+        assert mt.texts["train"].sources == there.sources[:60]
+        assert raters.other_half(mt.texts, settings).targets == there.targets[60:]
 
 
 @pytest.fixture(scope="module")
@@ -670,8 +686,8 @@ def at(points, seed, g, i):
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
-def test_the_results_are_of_the_five_seeds(name):
-    seeds = range(5) if name == "translation" else range(FIRST_SEED, FIRST_SEED + 5)
+def test_the_results_are_of_all_seeds(name):
+    seeds = getattr(module(name), "SEEDS", range(FIRST_SEED, FIRST_SEED + 5))
     assert Points(load(RESULTS, name)).seeds == [*seeds]
     assert (RESULTS / f"{name}.png").stat().st_size > 5000
 

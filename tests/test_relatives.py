@@ -78,6 +78,7 @@ def test_a_method_overrules_a_preset_and_a_flag_both():
     assert both.grow == 1 and both.samples == 4 and both.d_model == 32  # the preset's
     assert parsed("--method", "rft", "--preset", "gpu").grow == 1
     assert parsed("--method", "raft").filter == "top"  # not the preset's percentile
+    assert parsed("--method", "policy-gradient").ppo and not parsed().ppo
     for name in ("rest-em", "expert-iteration", "rft"):  # nor is 0.8 one: the best fifth of D_g
         method = parsed("--method", name)
         assert (method.filter, method.thresholds) == ("quantile", (0.8,))
