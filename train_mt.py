@@ -72,7 +72,10 @@ class Settings(rest.Settings, RunSettings):
     bc_lr: float = setting(2e-3, "peak learning rate of BC", low=0)
     bc_evaluate_every: int = setting(500, "updates of BC between two evaluations of the "
                                      "validation BLEU", low=1)
-    ratings: str = setting("", "tab-separated human ratings: source, target, score", free=True)
+    ratings: tuple[str, ...] = setting((), "tab-separated human ratings: source, target, score; a "
+                                       "second file, of up to 10 000, to judge by (default: a "
+                                       "tenth of the first's sources)",
+                                       free=True)
     lower_is_better: bool = setting(False, "in --ratings, a lower score is a better translation")
     reward: str = setting("", "your own reward, FILE.py:function or module:function, which maps "
                           "(sources, outputs), lists of strings, to n numbers in [0, 1]")
@@ -129,15 +132,16 @@ def made_ratings(bc, texts, split, n, settings):
     rng = stream("ratings", settings.seed)
     corpus = texts[split]
     chosen = rng.permutation(len(corpus.sources))[:n]
-    sources = texts.ids([corpus.sources[i] for i in chosen])
-    references = [corpus.targets[i] for i in chosen]
+    given, references = ([side[i] for i in chosen] for side in (corpus.sources, corpus.targets))
+    sources = texts.ids(given)
     outputs = []  # one list of n lines after the other
     for k, temperature in enumerate(settings.rated_temperatures):
         drawn = sample_outputs(bc, sources, 1, ("ratings", settings.seed, k), texts.max_len,
                                temperature, **settings.decoding())
         outputs.append(texts.lines(drawn.targets()))
     good = outputs[len(outputs) // 2]  # those of the middle temperature
-    outputs.append([corrupt(y, good[rng.integers(len(good))], rng) for y in good])
+    outputs.append([corrupt(y, good[rng.integers(len(good))], x, rng)
+                    for x, y in zip(given, good)])
     ratings = [sentence_chrf(lines, references) for lines in outputs]
     outputs.append(references)
     ratings.append(np.max(ratings, axis=0))
@@ -145,11 +149,11 @@ def made_ratings(bc, texts, split, n, settings):
                              texts.ids(sum(outputs, [])), reward=np.concatenate(ratings))
 
 
-def corrupt(text, other, rng):
-    """A translation made worse in one of six ways."""
+def corrupt(text, other, source, rng):
+    """A translation made worse in one of nine ways. other: of another source."""
     words = text.split()
     others = other.split() or words
-    n, kind = len(words), rng.integers(6)
+    n, kind = len(words), rng.integers(9)
     if n == 0:  # nothing to corrupt
         return other
     if kind == 0:  # some words gone
@@ -163,26 +167,41 @@ def corrupt(text, other, rng):
         return " ".join(words + words[int(rng.integers(n)) :])
     if kind == 4:  # some words from elsewhere
         return " ".join(str(rng.choice(others)) if rng.random() < 0.3 else w for w in words)
-    return other  # the translation of something else
+    if kind == 5:  # cut off
+        return " ".join(words[: int(rng.integers(n))])
+    return ["", source, other][kind - 6]  # empty; not translated; a translation of something else
 
 
-def human_ratings(texts, settings, run):
-    """--ratings FILE -> ids of the sources, rated Pairs; equal sources are one."""
-    rows = list(zip(*read_ratings(settings.ratings, settings.lower_is_better)))
+def human_ratings(file, texts, settings, run):
+    """A file of --ratings -> ids of the sources, rated Pairs; equal sources are one."""
+    rows = list(zip(*read_ratings(file, settings.lower_is_better)))
     short = [row for row in rows if not (texts.too_long(row[0]) or texts.too_long(row[1]))]
     if not short:
-        raise UserError(f"{settings.ratings}: no pair has fewer than {texts.max_len} tokens on "
-                        "both sides: --max-len")
+        raise UserError(f"{file}: no pair has fewer than {texts.max_len} tokens on both sides: "
+                        "--max-len")
     if len(short) < len(rows):
-        run.warn(f"{settings.ratings}: {len(rows) - len(short)} of {len(rows)} pairs have "
-                 f"{texts.max_len} tokens or more and are dropped")
+        run.warn(f"{file}: {len(rows) - len(short)} of {len(rows)} pairs have {texts.max_len} "
+                 "tokens or more and are dropped")
     given, targets, scores = zip(*short)
     lines = list(dict.fromkeys(given))
-    if len(lines) < 2:
-        raise UserError(f"{settings.ratings}: all ratings are of one source; the reward model "
-                        "learns from some sources and is judged by others")
     place = {line: i for i, line in enumerate(lines)}
     return texts.ids(lines), Pairs.of([place[x] for x in given], texts.ids(targets), reward=scores)
+
+
+def all_human_ratings(texts, settings, run):
+    """--ratings -> two times (ids of the sources, rated Pairs): to train on, and to judge by."""
+    first, *more = [human_ratings(file, texts, settings, run) for file in settings.ratings]
+    if len(more) > 1:
+        raise UserError("--ratings takes one file, or two: to train on and to judge by")
+    if more:
+        sources, rated = more[0]
+        return first, (sources, rated.select(np.arange(len(rated)) < 10_000))  # n² memory
+    sources, rated = first
+    if len(sources) < 2:
+        raise UserError(f"{settings.ratings[0]}: all ratings are of one source; the reward model "
+                        "learns from some sources and is judged by others")
+    train, test = split_ratings(sources, rated, settings.seed)
+    return (sources, train), (sources, test)
 
 
 def split_ratings(sources, rated, seed):
@@ -223,18 +242,14 @@ def behaviour_cloning(task, texts, settings, run, device):
 def train_reward_model(bc, texts, ratings, settings, run):
     """The reward model, trained on ratings, and how good it is on held-out ones.
 
-    ratings: what human_ratings returned, or None: then they are made here.
+    ratings: what all_human_ratings returned, or None: then they are made here.
     """
     model = rm.RewardModel.from_policy(bc)
     saved = run.begin("reward")
     if saved is None:
-        if ratings:
-            sources, rated = ratings
-            rated, test = split_ratings(sources, rated, settings.seed)
-            test_sources = sources
-        else:
-            sources, rated = made_ratings(bc, texts, "train", settings.rated_sources, settings)
-            test_sources, test = made_ratings(bc, texts, "val", 300, settings)
+        (sources, rated), (test_sources, test) = ratings or (
+            made_ratings(bc, texts, "train", settings.rated_sources, settings),
+            made_ratings(bc, texts, "val", 300, settings))
         hp = settings.training(updates=settings.reward_updates, lr=settings.reward_lr, warmup=200,
                                dropout=settings.reward_body)
         model.body.requires_grad_(settings.reward_body)
@@ -306,12 +321,12 @@ def prepare(settings, run, device):
     if own:
         own(sources[:8], targets[:8])
     elif settings.ratings:
-        ratings = human_ratings(texts, settings, run)
-        if settings.preferences and len(rm.preference_pairs(
-                split_ratings(*ratings, settings.seed)[0], 0)[0]) == 0:
-            raise UserError(f"{settings.ratings}: --preferences needs sources with two outputs of "
-                            "different score")
-    run.bind(ratings=hash_of(*ratings[0], *vars(ratings[1]).values()) if ratings else "")
+        ratings = all_human_ratings(texts, settings, run)
+        if settings.preferences and len(rm.preference_pairs(ratings[0][1], 0)[0]) == 0:
+            raise UserError(f"{settings.ratings[0]}: --preferences needs sources with two outputs "
+                            "of different score")
+    run.bind(ratings=hash_of(*(part for sources, rated in ratings for part in (
+        *sources, *vars(rated).values()))) if ratings else "")
 
     bc = behaviour_cloning(task, texts, settings, run, device)
     model = None if own else train_reward_model(bc, texts, ratings, settings, run)

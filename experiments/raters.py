@@ -37,6 +37,8 @@ RATERS = ("chance", "log-probability", "learned", "chrF + 0.1 noise", "chrF")
 HALF = 14500  # pairs that the policy is cloned from
 USUAL = dict(limit=HALF, grow=1, improve=(4,), unfiltered=False, human_data="out")
 KINDS = {"samples": "sampled_bleu", "greedy": "bleu", "beam 5": "beam_bleu"}
+FIELDS = (*KINDS.values(), "sampled_chrf", "chrf", "ter", "length", "repetition", "entropy",
+          "kl_to_bc", "kept_samples")
 N = 16  # samples of each validation source, by which a rater is judged
 
 
@@ -60,7 +62,7 @@ def measured(lab, name, sources):
         rows = [bc_row(mt.bc, mt.task, settings, run)]
         rows += [row for row, *_ in rest.rest(mt.bc, task, settings)]
         return [{"part": "rater", **label, **judged(task, mt, settings)},
-                *({"part": "ReST", **label, "step": step, **row}
+                *({"part": "ReST", **label, "step": step, **{k: row[k] for k in FIELDS if k in row}}
                   for step, row in enumerate(rows))]
 
 

@@ -8,7 +8,7 @@ from experiments.verdicts import REPRODUCED, Points, holm
 
 EXPERIMENTS = ("improve_steps", "grow_steps", "losses", "online_rl", "best_of_n",
                "over_optimisation", "filters", "sampling", "ablations", "conditioned", "relatives",
-               "beyond", "guided", "translation", "raters")
+               "beyond", "guided", "translation", "captions", "raters")
 
 
 def module(name):

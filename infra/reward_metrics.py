@@ -67,7 +67,9 @@ def unit_tests(score, sources, references, seed=0):
         "the reference": words,
         "its words shuffled": [rng.permutation(y) for y in words],
         "repeated twice": [np.concatenate([y, y]) for y in words],
+        "its first half": [y[: len(y) // 2] for y in words],
         "empty": [y[:0] for y in words],
+        "the source itself": [np.asarray(x)[np.asarray(x) != EOS] for x in sources],
         "another source's": words[1:] + words[:1],
     }
     return {name: float(score(sources, [np.concatenate([y, end]) for y in outputs]).mean())

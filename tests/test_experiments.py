@@ -329,7 +329,8 @@ class Dry:
         values = {key: self.rng.random() for key in (
             "reward", "greedy_reward", "cool_reward", "oracle", "greedy_oracle", "cool_oracle",
             "kl_to_bc", "reward_error", "entropy", "length", "distinct_2", "grow_seconds",
-            "train_seconds", "bleu", "sampled_bleu", "beam_bleu")}
+            "train_seconds", "bleu", "sampled_bleu", "beam_bleu", "chrf", "sampled_chrf", "ter",
+            "repetition")}
         values["threshold"] = settings.thresholds[0]
         return {"name": name, "loss": settings.loss, "grow": g, "improve": i, "samples": 8,
                 "tokens_drawn": 50, "tokens_trained": 9, **values}
@@ -356,7 +357,7 @@ class Dry:
                 "spread": {"spread": 0.5, "sd": 0.1, "best": 0.9, "sd_of_all": 0.2},
                 "conditioned": self.row("", s), "ensemble": self.rest(**changes),
                 "guided": self.rest(**changes)[1:],
-                "best-of-n": [{"policy": policy, "n": n, "reward": 0.5, "oracle": 0.5}
+                "best-of-n": [{"policy": policy, "n": n, "reward": 0.5, "oracle": 0.5, "chrf": 50.0}
                               for policy in best_of_n.POLICIES for n in best_of_n.COUNTS]}[name]
 
 

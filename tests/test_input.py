@@ -240,6 +240,14 @@ def test_preferences_need_two_outputs_of_different_score(corpus, tmp_path, capsy
     assert not list(tmp_path.glob("run/steps/*"))
 
 
+def test_three_files_of_ratings_are_refused(corpus, tmp_path, capsys):
+    (tmp_path / "ratings.tsv").write_text("\n".join([HEADER, *GOOD]))
+    error = one_line(capsys, lambda: main(tmp_path / "run", corpus, "--ratings",
+                                          *3 * [str(tmp_path / "ratings.tsv")]))
+    assert "--ratings takes one file, or two" in error
+    assert not list(tmp_path.glob("run/steps/*"))
+
+
 def test_ratings_of_two_sources_are_enough(corpus, begun, capsys):
     path = begun.parent / "ratings.tsv"
     path.write_text("\n".join([HEADER, *GOOD]))

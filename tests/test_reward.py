@@ -369,18 +369,20 @@ def test_unit_tests_damage_the_references():
         return np.full(len(outputs), 0.1 * len(calls), np.float32)
 
     rewards = unit_tests(score, sources, references, seed=3)
-    names = ["the reference", "its words shuffled", "repeated twice", "empty", "another source's"]
-    assert list(rewards) == names
-    assert list(rewards.values()) == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.5])
+    assert list(rewards) == ["the reference", "its words shuffled", "repeated twice",
+                             "its first half", "empty", "the source itself", "another source's"]
+    assert list(rewards.values()) == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7])
     assert all(type(value) is float for value in rewards.values())
     as_lists = [list(y) for y in references]
-    same, shuffled, twice, empty, others = calls
+    same, shuffled, twice, half, empty, source, others = calls
     assert same == as_lists
     assert shuffled != as_lists
     assert [sorted(y) for y in shuffled] == [sorted(y) for y in as_lists]
     assert all(y[-1] == EOS for y in shuffled)
     assert twice == [y[:-1] + y for y in as_lists]
+    assert half == [[*y[: (len(y) - 1) // 2], EOS] for y in as_lists]
     assert empty == 5 * [[EOS]]
+    assert source == [list(x) for x in sources]
     assert others == as_lists[1:] + as_lists[:1]
     assert [list(y) for y in references] == as_lists  # left as they were
 
@@ -395,7 +397,7 @@ def test_unit_tests_are_the_same_each_time_and_take_cut_off_references():
 
     for _ in range(2):
         unit_tests(score, cut, cut)
-    assert seen[:5] == seen[5:]
+    assert seen[:7] == seen[7:]
     assert seen[0] == [[5, 6, 7, 8, EOS], [6, 7, EOS], [3, EOS]]
 
 

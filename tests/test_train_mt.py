@@ -494,6 +494,24 @@ def test_human_ratings(finished, corpus, tmp_path, capsys, flags):
     assert 0 <= measures["reference above a sample"] <= 1
 
 
+def test_a_second_file_of_ratings_is_what_the_reward_model_is_judged_by(finished, corpus, tmp_path,
+                                                                        monkeypatch):
+    """And the first is trained on whole."""
+    run, seen = begin(finished, tmp_path / "run", "bc"), {}
+    judge, train_reward = train_mt.judge, rm.train_reward
+
+    def spy(score, held_out, rated, *args):
+        seen["judged"] = rated
+        return judge(score, held_out, rated, *args)
+
+    monkeypatch.setattr(train_mt, "judge", spy)
+    monkeypatch.setattr(rm, "train_reward", lambda model, sources, rated, *args, **kwargs: (
+        seen.update(trained=rated), train_reward(model, sources, rated, *args, **kwargs)))
+    rated(run, corpus, write_ratings(tmp_path / "a.tsv"),
+          "--ratings", str(tmp_path / "a.tsv"), str(write_ratings(tmp_path / "b.tsv", 20, 2)))
+    assert len(seen["trained"]) == 3 * 60 and len(seen["judged"]) == 2 * 20
+
+
 def test_a_run_on_human_preferences(finished, corpus, tmp_path, no_figures):
     run = begin(finished, tmp_path / "run", "bc")
     ratings = write_ratings(tmp_path / "ratings.tsv")
@@ -663,15 +681,22 @@ def test_made_ratings_are_chrf_and_references_are_as_good_as_the_best_sample(mon
 
 def test_corrupted_translations():
     rng = np.random.default_rng(0)
-    lines = invented(200, 4)[1]
-    bad = [corrupt(y, other, rng) for y in lines for other in (lines[0], "cats.")]
+    sources, lines = invented(200, 4)
+    bad = [corrupt(y, other, x, rng) for x, y in zip(sources, lines) for other in (lines[0], "cats.")]
     assert all(type(x) is str for x in bad)
-    assert np.mean([x == y for x, y in zip(bad, np.repeat(lines, 2))]) < 0.15
-    allowed = {w for y in lines for w in y.split()} | {"cats."}
+    good = np.repeat(lines, 2)
+    assert np.mean([x == y for x, y in zip(bad, good)]) < 0.15
+    # An empty output, one that is cut off, the source itself: what is never rated can get anything.
+    kinds = {"empty": [x == "" for x in bad], "source": [x in sources for x in bad],
+             "cut": [0 < len(x) < len(y) and y.startswith(x) for x, y in zip(bad, good)],
+             "other": [x in ("cats.", lines[0]) for x in bad]}
+    assert {kind: 0.06 < np.mean(found) < 0.2 for kind, found in kinds.items()} == dict.fromkeys(
+        kinds, True)
+    allowed = {w for y in [*sources, *lines, "cats."] for w in y.split()}
     assert {w for x in bad for w in x.split()} <= allowed
     for text in ("", "word", "two words", "   ", "a\u00a0b"):
         for other in ("", "x", "y z"):
-            assert all(type(corrupt(text, other, rng)) is str for _ in range(40))
+            assert all(type(corrupt(text, other, "ta ki", rng)) is str for _ in range(60))
 
 
 def test_ratings_are_split_by_source():
