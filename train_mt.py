@@ -1,7 +1,7 @@
 """ReST on real translation data: the loop of rest.py behind a tokenizer, BLEU and chrF.
 
     python train_mt.py                                # Multi30k De-En, 45 minutes on one core
-    python train_mt.py --preset small                 # the same at half the width: eleven minutes
+    python train_mt.py --preset small                 # the same, smaller: eleven minutes
     python train_mt.py --preset smoke                 # half a minute, to see that everything runs
     python train_mt.py --preset gpu --data DIR        # the paper's IWSLT14 size, on one GPU
     python train_mt.py --data DIR --src de --tgt en   # DIR/train.de, train.en, val.*, test.* (.gz)
@@ -51,7 +51,7 @@ from model import EOS, Config, Transformer
 class Settings(rest.Settings, RunSettings):
     """Translation: data, sizes, BC, ratings, reward model"""
 
-    # What files hold is compared when a run is gone on with, not their names.
+    # free: may differ when a run is gone on with; of files, it is their content that may not.
     data: str = setting("", "folder with train.de and train.en, or train.tsv; val.* (or valid.*, "
                         "dev.*); test.*, if you like (default: download Multi30k)", free=True)
     test: tuple[str, ...] = setting((), "further test sets: files two by two, sources and "
@@ -110,6 +110,7 @@ PRESETS = {
                   grow=1, improve=(2,), grow_sources=100, samples=4, updates=20, evaluate_every=20,
                   ppo=True, ppo_batch=64, ppo_samples=128, best_of=4, limit=400, max_len=40,
                   beam=2),
+    # one threshold for all sources, as in the paper
     "gpu": dict(vocab_size=32000, d_model=512, heads=4, encoder_layers=6, decoder_layers=6,
                 d_ff=1024, dropout=0.3, max_len=128, batch_tokens=16384, bc_updates=40000,
                 bc_lr=7e-4, bc_evaluate_every=2000, rated_sources=40000, reward_updates=8000,
@@ -195,7 +196,7 @@ def all_human_ratings(texts, settings, run):
         raise UserError("--ratings takes one file, or two: to train on and to judge by")
     if more:
         sources, rated = more[0]
-        return first, (sources, rated.select(np.arange(len(rated)) < 10_000))  # n² memory
+        return first, (sources, rated.select(np.arange(len(rated)) < 10_000))  # judge's n²
     sources, rated = first
     if len(sources) < 2:
         raise UserError(f"{settings.ratings[0]}: all ratings are of one source; the reward model "
@@ -214,6 +215,12 @@ def split_ratings(sources, rated, seed):
 # ----------------------------------------------------------------------------------------- steps
 
 
+def greedy_outputs(policy, sources, settings):
+    """The likeliest token each time, for each source -> Pairs."""
+    return sample_outputs(policy, sources, 1, 0, settings.max_len, temperature=0,
+                          **settings.decoding())
+
+
 def behaviour_cloning(task, texts, settings, run, device):
     """The policy trained on D alone; the checkpoint with the best greedy BLEU on validation."""
     torch.manual_seed(seed_of("weights", settings.seed))
@@ -224,9 +231,8 @@ def behaviour_cloning(task, texts, settings, run, device):
     bleu = bleu_of(settings)
 
     def validation_bleu(policy):
-        greedy = sample_outputs(policy, task.eval_sources, 1, 0, task.max_len, temperature=0,
-                                **settings.decoding())
-        return bleu.corpus_score(texts.lines(greedy.targets()), [texts["val"].targets]).score
+        lines = texts.lines(greedy_outputs(policy, task.eval_sources, settings).targets())
+        return bleu.corpus_score(lines, [texts["val"].targets]).score
 
     def log(event):
         run.log("train", step="bc", **event)
@@ -235,7 +241,7 @@ def behaviour_cloning(task, texts, settings, run, device):
                        f"validation BLEU {event['score']:.1f}  {event['seconds']:.0f} s")
 
     hp = settings.training(updates=settings.bc_updates, lr=settings.bc_lr, warmup=400,
-                           evaluate_every=settings.bc_evaluate_every, patience=1000)
+                           evaluate_every=settings.bc_evaluate_every, patience=1000)  # to the end
     return rest.behaviour_cloning(policy, task, settings, hp, run, validation_bleu, log=log)
 
 
@@ -268,14 +274,13 @@ def train_reward_model(bc, texts, ratings, settings, run):
 
 
 def metrics(texts, task, settings):
-    """Of the outputs that a row reports: how close to the references they are; and BLEU, chrF and
-    reward on validation, to choose by."""
+    """-> what a row reports beside the reward: on test how close to the references the outputs are;
+    on validation BLEU, chrF and reward, to choose settings by."""
     bleu = bleu_of(settings)
 
     def measure(policy, sampled, greedy):
-        validation = sample_outputs(policy, task.eval_sources, 1, 0, task.max_len, temperature=0,
-                                    **settings.decoding())
-        validation = score(validation, task.eval_sources, task.reward)
+        validation = score(greedy_outputs(policy, task.eval_sources, settings), task.eval_sources,
+                           task.reward)
         row = {"val_reward": mean_reward(policy, task, settings),
                "val_greedy_reward": float(validation.reward.mean())}
         found = bleu_chrf(texts.lines(validation.targets()), texts["val"].targets, bleu)
@@ -305,6 +310,28 @@ class Translation:
     reward_model: rm.RewardModel = None  # None where --reward is
 
 
+def from_the_user(sources, targets, texts, settings, run):
+    """What --reward or --ratings gives -> (own reward, ratings), of which one at least is None.
+
+    It is tried now, and not after hours of BC.
+    """
+    own = ratings = None
+    if settings.beam >= texts.tokenizer.vocab_size - EOS:
+        raise UserError(f"--beam {settings.beam} is wider than the vocabulary")
+    if settings.reward:
+        own = own_reward(settings.reward, texts)
+        own(sources[:8], targets[:8])
+    elif settings.ratings:
+        ratings = all_human_ratings(texts, settings, run)
+        if settings.preferences and len(rm.preference_pairs(ratings[0][1], 0)[0]) == 0:
+            raise UserError(f"{settings.ratings[0]}: --preferences needs sources with two outputs "
+                            "of different score")
+    # with other ratings a run is not gone on with
+    run.bind(ratings=hash_of(*(part for x, rated in ratings or () for part in (
+        *x, *vars(rated).values()))))
+    return own, ratings
+
+
 def prepare(settings, run, device):
     """The texts, D, the BC policy and the reward -> Translation."""
     texts = Texts(settings, run)
@@ -314,20 +341,7 @@ def prepare(settings, run, device):
                      settings.max_len)
     print(f"{run.folder}: ReST {settings.src}-{settings.tgt}, {len(sources)} training pairs, "
           f"vocabulary {texts.tokenizer.vocab_size}, seed {settings.seed}, on {device}", flush=True)
-    # What the user gave is tried now, and not after hours of BC.
-    if settings.beam >= texts.tokenizer.vocab_size - EOS:
-        raise UserError(f"--beam {settings.beam} is wider than the vocabulary")
-    ratings, own = None, own_reward(settings.reward, texts) if settings.reward else None
-    if own:
-        own(sources[:8], targets[:8])
-    elif settings.ratings:
-        ratings = all_human_ratings(texts, settings, run)
-        if settings.preferences and len(rm.preference_pairs(ratings[0][1], 0)[0]) == 0:
-            raise UserError(f"{settings.ratings[0]}: --preferences needs sources with two outputs "
-                            "of different score")
-    run.bind(ratings=hash_of(*(part for sources, rated in ratings for part in (
-        *sources, *vars(rated).values()))) if ratings else "")
-
+    own, ratings = from_the_user(sources, targets, texts, settings, run)
     bc = behaviour_cloning(task, texts, settings, run, device)
     model = None if own else train_reward_model(bc, texts, ratings, settings, run)
     task.reward = own or partial(model.score, batch_tokens=settings.batch_tokens)
@@ -371,7 +385,7 @@ def train(settings, run, device):
     report.add(row, policy)
     for row, policy, D_g in rest.rest(bc, task, settings, run):
         report.add(row, policy)
-    name, last = "ReST", label(row)
+    name, last = row["name"], label(row)
     if settings.ppo:
         for ppo_row, ppo_policy in rest.online(bc, task, settings, run):
             report.add(ppo_row, ppo_policy)

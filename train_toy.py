@@ -401,13 +401,14 @@ def train(settings, run, device):
                   "rewards of different Grows do not compare)") if task.refresh else ""
     report = Report(run, columns, demo.example_heads(toy.problem, task),
                     lambda policy: demo.example_lines(toy.problem, task, policy), two_scales)
-    report.add(bc_row(bc, task, settings, run), bc)
-    name, policy = "ReST", bc
+    row, policy = bc_row(bc, task, settings, run), bc
+    report.add(row, policy)
     for row, policy, D_g in rest.rest(bc, task, settings, run):
         report.add(row, policy)
+    name = row["name"]
     if settings.ppo:
-        for row, ppo_policy in rest.online(bc, task, settings, run):
-            report.add(row, ppo_policy)
+        for ppo_row, ppo_policy in rest.online(bc, task, settings, run):
+            report.add(ppo_row, ppo_policy)
         if settings.grow == 0:
             name, policy = "PPO", ppo_policy
     best = best_of_n_step(run, settings, lambda counts: [

@@ -1,13 +1,14 @@
 """Raters: what must a reward know, so that ReST makes a policy better, and not only sharper?
 
-Varied     the rater, and with it how many pairs of one source's samples it ranks as the reference
-           does: chance; the BC policy's own log-probability a token; the learned reward model;
-           chrF++ against the reference itself, with and without noise. And the sources of Grow:
-           those that the policy was cloned from, or as many others, which it has never seen, and
-           of whose references only the true raters know.
-Held       Multi30k De-En, `train_mt.py --preset small`, ReST (1,4); the policy and the learned
-           reward model see one half of the corpus. Samples only, D stays out: a reference that is
-           its own best output would be cloned once more.
+Varied     the rater, and with it how many pairs of one source's samples it ranks as chrF++ against
+           the reference does: chance; the BC policy's own log-probability a token; the learned
+           reward model; that chrF++ itself, with and without noise. And the sources of Grow: those
+           that the policy was cloned from, or as many others, which it has never seen, and of whose
+           references only the true raters know.
+Held       Multi30k De-En, `train_mt.py --preset small`, ReST (1,4) without I = 0; the policy and
+           the learned reward model see one half of the corpus. D stays out of D_g: by the true
+           metric a reference always wins, and would be cloned once more. The rater also chooses the
+           checkpoint of an Improve, on validation: chance by lot, chrF by the references there.
 Takes      about half an hour a seed on one core.
 
 What is compared is what no rater was trained on: BLEU on the test set, of samples, of greedy
@@ -33,7 +34,8 @@ from reward import ordered_within_source
 
 LAB = TextLab
 SEEDS = range(3)
-RATERS = ("chance", "log-probability", "learned", "chrF + 0.1 noise", "chrF")
+NOISE = {"chrF + 0.1 noise": 0.1, "chrF": 0.0}  # its standard deviation
+RATERS = ("chance", "log-probability", "learned", *NOISE)
 HALF = 14500  # pairs that the policy is cloned from
 USUAL = dict(limit=HALF, grow=1, improve=(4,), unfiltered=False, human_data="out")
 KINDS = {"samples": "sampled_bleu", "greedy": "bleu", "beam 5": "beam_bleu"}
@@ -56,8 +58,8 @@ def measured(lab, name, sources):
         more = other_half(mt.texts, settings)
         task = replace(mt.task, reward=rater(name, mt, more, lab.seed))
         if sources == "new":
-            task.sources = mt.texts.ids(more.sources)
-            task.data = Pairs.of(range(len(more.sources)), mt.texts.ids(more.targets), human=True)
+            x, y = mt.texts.ids(more.sources), mt.texts.ids(more.targets)
+            task = replace(task, sources=x, data=Pairs.of(range(len(x)), y, human=True))
         label = {"rater": name, "sources": sources}
         rows = [bc_row(mt.bc, mt.task, settings, run)]
         rows += [row for row, *_ in rest.rest(mt.bc, task, settings)]
@@ -96,7 +98,7 @@ def ordered_in_blocks(pool, truth):
 
 
 def rater(name, mt, more, seed):
-    """(sources, outputs) -> (n,) in [0, 1]"""
+    """-> a reward: (sources, outputs) -> (n,) in [0, 1]"""
     if name == "learned":
         return mt.task.reward
     if name == "log-probability":
@@ -104,13 +106,12 @@ def rater(name, mt, more, seed):
     rng = stream("raters", seed)
     if name == "chance":
         return lambda sources, outputs: rng.random(len(outputs))
-    noise = float(name.split()[2]) if "noise" in name else 0.0
     reference = {tuple(x): y for corpus in (*mt.texts.corpora.values(), more)
                  for x, y in zip(mt.texts.ids(corpus.sources), corpus.targets)}
 
     def true(sources, outputs):
         found = sentence_chrf(mt.texts.lines(outputs), [reference[tuple(x)] for x in sources])
-        return np.clip(found + noise * rng.standard_normal(len(found)), 0, 1)
+        return np.clip(found + NOISE[name] * rng.standard_normal(len(found)), 0, 1)
 
     return true
 

@@ -16,8 +16,9 @@ import pytest
 import torch
 
 from experiments import __main__ as command
-from experiments import (best_of_n, conditioned, filters, guided, improve_steps, online_rl,
-                         over_optimisation, raters, sampling, search, workers)
+from experiments import (best_of_n, captions, conditioned, filters, guided,
+                         improve_steps, online_rl, over_optimisation,
+                         raters, sampling, search, workers)
 from experiments.__main__ import FIRST_SEED, NAMES
 from experiments.lab import (HERE, LOOKED_AT_FROM, PROGRAM, STAGES, Lab, SharedRun, TextLab,
                              as_seen, code_of, folder_name, hash_of)
@@ -424,11 +425,23 @@ def test_the_better_a_rater_knows_the_reference_the_better_it_ranks(text_lab, mo
     rows = [q for q in points if q["part"] == "ReST"]
     assert [q["step"] for q in rows] == 2 * len(raters.RATERS) * [0, 1, 2]
     assert len({q["bleu"] for q in rows if q["step"] == 0}) == 1
-    assert len({q["reward"] for q in rows if q["rater"] == "learned" and q["step"] == 1}) == 2
+    assert len({q["entropy"] for q in rows if q["rater"] == "learned" and q["step"] == 1}) == 2
     with text_lab.prepared(**raters.USUAL) as (settings, _, mt):
         there = read_parallel(settings.data, "train", "de", "en")
         assert mt.texts["train"].sources == there.sources[:60]
         assert raters.other_half(mt.texts, settings).targets == there.targets[60:]
+
+
+def test_what_captions_measures_itself(text_lab, monkeypatch):
+    pytest.importorskip("sacrebleu")
+    monkeypatch.setattr(captions, "MAIN", dict(grow=1, improve=(1,), checkpoint="last"))
+    monkeypatch.setattr(captions, "POLICIES", ("BC", "ReST (1,1)"))
+    monkeypatch.setattr(captions, "COUNTS", (1, 4))
+    best = captions.best_of_n(text_lab)
+    assert [(q["policy"], q["n"]) for q in best] == [
+        ("BC", 1), ("BC", 4), ("ReST (1,1)", 1), ("ReST (1,1)", 4)]
+    assert best[1]["reward"] > best[0]["reward"] and best[3]["reward"] > best[2]["reward"]
+    assert best[0]["reward"] != best[2]["reward"]
 
 
 @pytest.fixture(scope="module")

@@ -682,7 +682,8 @@ def test_made_ratings_are_chrf_and_references_are_as_good_as_the_best_sample(mon
 def test_corrupted_translations():
     rng = np.random.default_rng(0)
     sources, lines = invented(200, 4)
-    bad = [corrupt(y, other, x, rng) for x, y in zip(sources, lines) for other in (lines[0], "cats.")]
+    bad = [corrupt(y, other, x, rng) for x, y in zip(sources, lines)
+           for other in (lines[0], "cats.")]
     assert all(type(x) is str for x in bad)
     good = np.repeat(lines, 2)
     assert np.mean([x == y for x, y in zip(bad, good)]) < 0.15
@@ -869,6 +870,7 @@ def test_without_a_test_set_validation_is_reported(corpus, tmp_path, capsys, no_
     main(tmp_path / "run", folder, "--grow", "0", "--no-ppo")
     assert "has no test set" in capsys.readouterr().out + "".join(
         e["text"] for e in events(tmp_path / "run") if e["event"] == "warning")
+    assert {entry["policy"] for entry in results(tmp_path / "run")["best_of_n"]} == {"BC"}
     row = results(tmp_path / "run")["rows"][0]
     assert row["bleu"] == row["val_bleu"] and row["greedy_reward"] == row["val_greedy_reward"]
 

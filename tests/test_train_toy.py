@@ -757,6 +757,14 @@ def test_rows_along_the_way_of_ppo(finished, tmp_path, only_rows):
     assert results(tmp_path / "run")["best_of_n"] == results(finished)["best_of_n"]
 
 
+def test_a_run_of_bc_alone_reports_bc_alone(finished, tmp_path, only_rows):
+    begin(finished, tmp_path / "run", *DRAWN[:4])
+    main(tmp_path / "run", "--grow", "0", "--no-ppo", "--best-of", "2")
+    r = results(tmp_path / "run")
+    assert [row["name"] for row in r["rows"]] == ["BC"]
+    assert [entry["policy"] for entry in r["best_of_n"]] == 2 * ["BC"]
+
+
 def test_a_run_without_a_grow(finished, tmp_path, monkeypatch):
     monkeypatch.setattr(figures, "save_png", lambda figure, path: path.touch())
     begin(finished, tmp_path / "run", *DRAWN[:4])
