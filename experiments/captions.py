@@ -112,6 +112,7 @@ def claims(p):
         of(ways, "BLEU of PPO − BC", "-", "bleu", ppo, start),
         of(ways, "BLEU of ReST (1,4) − BC", ">=", "bleu", first, start)])
     for name, row in {"ReST (1,4)": first, "ReST (2,3)": dict(path="ReST", **rest(2, 3)),
+                      "ReST (3,3), last weights": dict(path=LAST, **rest(3, 3)),
                       "PPO": ppo, FREE: free}.items():
         yield Claim("", f"on captions, {name} − BC", [
             ways.compare(key, "+", key, row, start, scale=scale) for key, scale in BESIDE.items()])
@@ -145,7 +146,7 @@ def claims(p):
                 "three Grows, last weights", [
                     of(ways, key, "+", key, dict(end, path=LAST), dict(end, path=WITHOUT))
                     for key in ("reward", "sampled_chrf", "bleu")], existence=True)
-    yield Claim("", "on captions, reward of (3,3) − (1,4), last weights", [
+    yield Claim("", "on captions, reward of (3,3) − (1,4)", [
         of(ways, way, "+", "reward", dict(end, path=way), dict(rest(1, 4), path=way))
         for way in (LAST, WITHOUT)])
     yield Claim("22, captions", "ReST with the BC loss can over-fit the reward model: chrF of "
