@@ -105,9 +105,10 @@ def claims(p):
                dict(loss=loss)) for loss in LOSSES[1:]])
     ppo, free = (dict(path=name, end=True) for name in ("PPO", FREE))
     first, start = dict(path="ReST", **rest(1, 4)), dict(path="ReST", **bc)
-    yield Claim("7, captions", "PPO with the samples of one Grow is about ReST (1,0), below (1,4)", [
-        of(ways, "PPO − (1,0)", "=", "reward", ppo, dict(path="ReST", **rest(1, 0))),
-        of(ways, "(1,4) − PPO", "+", "reward", first, ppo)])
+    yield Claim("7, captions", "PPO with the samples of one Grow is about ReST (1,0), below "
+                "(1,4)", [
+                    of(ways, "PPO − (1,0)", "=", "reward", ppo, dict(path="ReST", **rest(1, 0))),
+                    of(ways, "(1,4) − PPO", "+", "reward", first, ppo)])
     yield Claim("8, captions", "PPO loses the reference metric, ReST does not", [
         of(ways, "BLEU of PPO − BC", "-", "bleu", ppo, start),
         of(ways, "BLEU of ReST (1,4) − BC", ">=", "bleu", first, start)])
