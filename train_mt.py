@@ -51,7 +51,7 @@ from model import EOS, Config, Transformer
 class Settings(rest.Settings, RunSettings):
     """Translation: data, sizes, BC, ratings, reward model"""
 
-    # free: may differ when a run is gone on with; of files, it is their content that may not.
+    # free: may differ when a run is resumed; of files, the content may not.
     data: str = setting("", "folder with train.de and train.en, or train.tsv; val.* (or valid.*, "
                         "dev.*); test.*, if you like (default: download Multi30k)", free=True)
     test: tuple[str, ...] = setting((), "further test sets: files two by two, sources and "
@@ -122,6 +122,8 @@ PRESETS = {
 
 # --------------------------------------------------------------------------------------- ratings
 
+JUDGED = 10_000  # ratings of a second file that are used: to judge n takes memory in n²
+
 
 def made_ratings(bc, texts, split, n, settings):
     """Ratings of n sources by chrF against the reference -> ids of the sources, rated Pairs.
@@ -173,7 +175,7 @@ def corrupt(text, other, source, rng):
     return ["", source, other][kind - 6]  # empty; not translated; a translation of something else
 
 
-def human_ratings(file, texts, settings, run):
+def ratings_of(file, texts, settings, run):
     """A file of --ratings -> ids of the sources, rated Pairs; equal sources are one."""
     rows = list(zip(*read_ratings(file, settings.lower_is_better)))
     short = [row for row in rows if not (texts.too_long(row[0]) or texts.too_long(row[1]))]
@@ -189,14 +191,16 @@ def human_ratings(file, texts, settings, run):
     return texts.ids(lines), Pairs.of([place[x] for x in given], texts.ids(targets), reward=scores)
 
 
-def all_human_ratings(texts, settings, run):
-    """--ratings -> two times (ids of the sources, rated Pairs): to train on, and to judge by."""
-    first, *more = [human_ratings(file, texts, settings, run) for file in settings.ratings]
+def human_ratings(texts, settings, run):
+    """--ratings -> twice (ids of the sources, rated Pairs): to train on, and to judge by."""
+    first, *more = [ratings_of(file, texts, settings, run) for file in settings.ratings]
     if len(more) > 1:
         raise UserError("--ratings takes one file, or two: to train on and to judge by")
     if more:
         sources, rated = more[0]
-        return first, (sources, rated.select(np.arange(len(rated)) < 10_000))  # judge's n²
+        if len(rated) > JUDGED:
+            run.warn(f"{settings.ratings[1]}: only the first {JUDGED} of {len(rated)} pairs judge")
+        return first, (sources, rated.select(np.arange(len(rated)) < JUDGED))
     sources, rated = first
     if len(sources) < 2:
         raise UserError(f"{settings.ratings[0]}: all ratings are of one source; the reward model "
@@ -248,7 +252,7 @@ def behaviour_cloning(task, texts, settings, run, device):
 def train_reward_model(bc, texts, ratings, settings, run):
     """The reward model, trained on ratings, and how good it is on held-out ones.
 
-    ratings: what all_human_ratings returned, or None: then they are made here.
+    ratings: what human_ratings returned, or None: then they are made here.
     """
     model = rm.RewardModel.from_policy(bc)
     saved = run.begin("reward")
@@ -310,23 +314,18 @@ class Translation:
     reward_model: rm.RewardModel = None  # None where --reward is
 
 
-def from_the_user(sources, targets, texts, settings, run):
-    """What --reward or --ratings gives -> (own reward, ratings), of which one at least is None.
-
-    It is tried now, and not after hours of BC.
-    """
+def reward_or_ratings(sources, targets, texts, settings, run):
+    """What --reward or --ratings gives -> (own reward, ratings), of which one at least is None."""
     own = ratings = None
-    if settings.beam >= texts.tokenizer.vocab_size - EOS:
-        raise UserError(f"--beam {settings.beam} is wider than the vocabulary")
     if settings.reward:
         own = own_reward(settings.reward, texts)
         own(sources[:8], targets[:8])
     elif settings.ratings:
-        ratings = all_human_ratings(texts, settings, run)
+        ratings = human_ratings(texts, settings, run)
         if settings.preferences and len(rm.preference_pairs(ratings[0][1], 0)[0]) == 0:
             raise UserError(f"{settings.ratings[0]}: --preferences needs sources with two outputs "
                             "of different score")
-    # with other ratings a run is not gone on with
+    # a run cannot be resumed with other ratings
     run.bind(ratings=hash_of(*(part for x, rated in ratings or () for part in (
         *x, *vars(rated).values()))))
     return own, ratings
@@ -341,7 +340,10 @@ def prepare(settings, run, device):
                      settings.max_len)
     print(f"{run.folder}: ReST {settings.src}-{settings.tgt}, {len(sources)} training pairs, "
           f"vocabulary {texts.tokenizer.vocab_size}, seed {settings.seed}, on {device}", flush=True)
-    own, ratings = from_the_user(sources, targets, texts, settings, run)
+    # What the user gave is tried now, and not after hours of BC.
+    if settings.beam >= texts.tokenizer.vocab_size - EOS:
+        raise UserError(f"--beam {settings.beam} is wider than the vocabulary")
+    own, ratings = reward_or_ratings(sources, targets, texts, settings, run)
     bc = behaviour_cloning(task, texts, settings, run, device)
     model = None if own else train_reward_model(bc, texts, ratings, settings, run)
     task.reward = own or partial(model.score, batch_tokens=settings.batch_tokens)

@@ -1,4 +1,4 @@
-"""Captions: the paper's claims on real text, at a size of which one can afford many runs.
+"""Captions: the paper's claims on real text, at a size that allows many runs.
 
 Claims     1, 3, 4, 5, 7, 8, 9, 14, 16, 17, 20 and 22, as on the toy; chrF of samples against the
            references of the test set stands in for the humans. (translation.py judges 1, 3, 4, 7,
@@ -34,14 +34,13 @@ PATHS = {"ReST": BLUE, LAST: SKY, WITHOUT: GREEN, "PPO": VERMILLION, FREE: ORANG
 MAIN = dict(grow=2, improve=(4, 3))
 FURTHER = MAIN | dict(grow=3, checkpoint="last")
 ONCE = dict(grow=1, improve=(1,), unfiltered=False)
+BC = dict(name="BC")
 # what is reported beside the reward, and by how much it is multiplied
 BESIDE = {"reward": 100, "greedy_reward": 100, "sampled_chrf": 1, "sampled_bleu": 1, "bleu": 1,
           "beam_bleu": 1, "ter": 1, "length": 100, "repetition": 1}
 
 
 def points(lab):
-    for row in lab.rest(**MAIN):
-        yield {"part": "main", **row}
     for loss in LOSSES:
         yield {"part": "loss", **lab.rest(grow=1, improve=(1,), loss=loss)[-1]}
     yield from lab.cached("best-of-n", MAIN, lambda: best_of_n(lab))
@@ -85,13 +84,13 @@ def of(p, name, expected, key, a, b):
     return p.compare(name, expected, key, a, b, **how)
 
 
+def rest(g, i):
+    return dict(name="ReST", grow=g, improve=i)
+
+
 def claims(p):
-    main, best, ways = (p.where(part=part) for part in ("main", "best of N", "path"))
-    bc = dict(name="BC")
-
-    def rest(g, i):
-        return dict(name="ReST", grow=g, improve=i)
-
+    """Of ReST's steps, the loss, the filter, the temperature; then those of the paths."""
+    main, best = p.where(part="path", path="ReST"), p.where(part="best of N")
     for how, key in (("", "reward"), (", greedy", "greedy_reward"), (", by chrF", "sampled_chrf")):
         yield Claim(f"1, captions{how}", "each further Improve on a fixed D_g raises the reward", [
             of(main, f"(1,{i}) − (1,{i - 1})", "+", key, rest(1, i), rest(1, i - 1))
@@ -99,24 +98,10 @@ def claims(p):
         yield Claim(f"3, captions{how}", "a second Grow with its Improves raises the reward "
                     "further", [of(main, "(2,3) − (1,4)", "+", key, rest(2, 3), rest(1, 4))])
         yield Claim(f"4, captions{how}", "ReST beats BC on reward after one Grow, I = 0 included", [
-            of(main, f"(1,{i})", "+", key, rest(1, i), bc) for i in (0, 1)])
+            of(main, f"(1,{i})", "+", key, rest(1, i), BC) for i in (0, 1)])
         yield Claim(f"5, captions{how}", "the BC loss beats GOLD, BVMPO and OAC at (1,1)", [
             of(p.where(part="loss"), f"BC − {loss.upper()}", "+", key, dict(loss="bc"),
                dict(loss=loss)) for loss in LOSSES[1:]])
-    ppo, free = (dict(path=name, end=True) for name in ("PPO", FREE))
-    first, start = dict(path="ReST", **rest(1, 4)), dict(path="ReST", **bc)
-    yield Claim("7, captions", "PPO with the samples of one Grow is about ReST (1,0), below "
-                "(1,4)", [
-                    of(ways, "PPO − (1,0)", "=", "reward", ppo, dict(path="ReST", **rest(1, 0))),
-                    of(ways, "(1,4) − PPO", "+", "reward", first, ppo)])
-    yield Claim("8, captions", "PPO loses the reference metric, ReST does not", [
-        of(ways, "BLEU of PPO − BC", "-", "bleu", ppo, start),
-        of(ways, "BLEU of ReST (1,4) − BC", ">=", "bleu", first, start)])
-    for name, row in {"ReST (1,4)": first, "ReST (2,3)": dict(path="ReST", **rest(2, 3)),
-                      "ReST (3,3), last weights": dict(path=LAST, **rest(3, 3)),
-                      "PPO": ppo, FREE: free}.items():
-        yield Claim("", f"on captions, {name} − BC", [
-            ways.compare(key, "+", key, row, start, scale=scale) for key, scale in BESIDE.items()])
     yield Claim("9, captions", "best-of-N still helps after ReST; a small N on ReST equals a large "
                 "N on BC", [
                     of(best, "chrF of ReST (2,3), N = 8 − N = 1", "+", "chrf",
@@ -142,6 +127,25 @@ def claims(p):
     yield Claim("17, captions", "where τ ≥ V(π), the next V is higher", [
         Comparison(f"τ at {q:.0%} of D_g", "+", p.values("reward", part="τ", q=q) - V)
         for q in QUANTILES if (p.values("threshold", part="τ", q=q) >= V).all()])
+    yield from claims_of_paths(p.where(part="path"))
+
+
+def claims_of_paths(ways):
+    """Of ReST with its variants, and of PPO: what moves beside the reward."""
+    ppo, free = (dict(path=name, end=True) for name in ("PPO", FREE))
+    first, start = dict(path="ReST", **rest(1, 4)), dict(path="ReST", **BC)
+    yield Claim("7, captions", "PPO with the samples of one Grow is about ReST (1,0), below "
+                "(1,4)", [
+                    of(ways, "PPO − (1,0)", "=", "reward", ppo, dict(path="ReST", **rest(1, 0))),
+                    of(ways, "(1,4) − PPO", "+", "reward", first, ppo)])
+    yield Claim("8, captions", "PPO loses the reference metric, ReST does not", [
+        of(ways, "BLEU of PPO − BC", "-", "bleu", ppo, start),
+        of(ways, "BLEU of ReST (1,4) − BC", ">=", "bleu", first, start)])
+    for name, row in {"ReST (1,4)": first, "ReST (2,3)": dict(path="ReST", **rest(2, 3)),
+                      "ReST (3,3), last weights": dict(path=LAST, **rest(3, 3)),
+                      "PPO": ppo, FREE: free}.items():
+        yield Claim("", f"on captions, {name} − BC", [
+            ways.compare(key, "+", key, row, start, scale=scale) for key, scale in BESIDE.items()])
     end = rest(3, 3)
     yield Claim("20, captions", "keeping D in the mixture prevents divergence: with D − without, "
                 "three Grows, last weights", [

@@ -133,7 +133,7 @@ class Lab:
 
 
 class TextLab(Lab):
-    """The laboratory of a seed for train_mt.py, at a size of which one can afford many runs.
+    """The laboratory of a seed for train_mt.py, at a size that allows many runs.
 
     The data are downloaded, or in the folder that the environment variable REST_DATA names.
     """

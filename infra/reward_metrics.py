@@ -59,7 +59,7 @@ def kendall(x, y):
 
 
 def unit_tests(score, sources, references, seed=0):
-    """The paper's checks: the mean reward of references, and of references made bad on purpose."""
+    """The paper's checks: the mean reward of references, and of outputs that are bad on purpose."""
     rng = np.random.default_rng(seed)
     words = [np.asarray(y)[np.asarray(y) != EOS] for y in references]
     end = [EOS]

@@ -16,9 +16,8 @@ import pytest
 import torch
 
 from experiments import __main__ as command
-from experiments import (best_of_n, captions, conditioned, filters, guided,
-                         improve_steps, online_rl, over_optimisation,
-                         raters, sampling, search, workers)
+from experiments import (best_of_n, captions, conditioned, filters, guided, improve_steps,
+                         online_rl, over_optimisation, raters, sampling, search, workers)
 from experiments.__main__ import FIRST_SEED, NAMES
 from experiments.lab import (HERE, LOOKED_AT_FROM, PROGRAM, STAGES, Lab, SharedRun, TextLab,
                              as_seen, code_of, folder_name, hash_of)

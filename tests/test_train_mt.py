@@ -505,11 +505,14 @@ def test_a_second_file_of_ratings_is_what_the_reward_model_is_judged_by(finished
         return judge(score, held_out, rated, *args)
 
     monkeypatch.setattr(train_mt, "judge", spy)
+    monkeypatch.setattr(train_mt, "JUDGED", 30)
     monkeypatch.setattr(rm, "train_reward", lambda model, sources, rated, *args, **kwargs: (
         seen.update(trained=rated), train_reward(model, sources, rated, *args, **kwargs)))
     rated(run, corpus, write_ratings(tmp_path / "a.tsv"),
           "--ratings", str(tmp_path / "a.tsv"), str(write_ratings(tmp_path / "b.tsv", 20, 2)))
-    assert len(seen["trained"]) == 3 * 60 and len(seen["judged"]) == 2 * 20
+    assert len(seen["trained"]) == 3 * 60 and len(seen["judged"]) == 30  # of 40, with a warning
+    assert any("only the first 30 of 40 pairs judge" in e["text"] for e in events(run)
+               if e["event"] == "warning")
 
 
 def test_a_run_on_human_preferences(finished, corpus, tmp_path, no_figures):
